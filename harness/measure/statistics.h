@@ -1,0 +1,12 @@
+// Statistics of samples: pure functions, no state.
+#pragma once
+
+#include <vector>
+
+namespace subquad {
+
+double median(std::vector<double> samples);  // requires a sample
+double quantile(std::vector<double> samples,
+                double fraction);  // linear interpolation, fraction in [0, 1]
+
+}  // namespace subquad

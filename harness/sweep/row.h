@@ -1,0 +1,105 @@
+// The columns of results.csv. A row has a text for each; empty means missing. Columns are only
+// ever added at the end.
+#pragma once
+
+#include <array>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "harness/core/types.h"
+
+namespace subquad {
+
+struct Column {
+  std::string_view name;
+  std::string_view filled_by;  // "runner", "worker"
+  std::string_view help;       // one line, with the unit
+};
+
+inline constexpr Column kColumns[] = {
+    // identity
+    {"cell_id", "runner", "16 hex digits over everything that determines the result"},
+    {"round", "runner", "0-based; one complete run of the cell in a process of its own"},
+    {"attempt", "runner",
+     "1-based; counts starts of this cell and round, also those that left no row"},
+    {"status", "runner",
+     "ok, unstable, wrong, unsupported, oom, timeout, crash, error, interrupted"},
+    {"reason", "runner", "why the status is not ok; empty when it is"},
+    // what was asked
+    {"method", "runner", "registered name"},
+    {"label", "runner", "display name in figures"},
+    {"method_params", "runner", "a=1;b=2, every parameter"},
+    {"family", "runner", "folder of the method"},
+    {"approximates", "runner", "softmax, own_kernel or nothing"},
+    {"oracle", "runner", "1: sees the exact attention matrix; a bound, not a competitor"},
+    {"task", "runner", "registered name"},
+    {"task_params", "runner", "a=1;b=2, every parameter"},
+    {"pass", "runner", "forward, backward, forward_backward, decode, train, fit"},
+    {"causal", "runner", "1 or 0"},
+    {"batch", "runner", "sequences"},
+    {"heads", "runner", "heads"},
+    {"n", "runner", "queries (decode: length of the history at the end)"},
+    {"n_kv", "runner", "keys"},
+    {"d_k", "runner", "width of q and k"},
+    {"d_v", "runner", "width of v"},
+    {"scale", "runner", "factor on the logits"},
+    {"threads", "runner", "OpenMP threads"},
+    {"seed", "runner", "seed of inputs and random methods"},
+    // time
+    {"time_s", "worker", "median over the repetitions, seconds per call (decode: per token)"},
+    {"time_min_s", "worker", "fastest repetition, seconds per call"},
+    {"time_max_s", "worker", "slowest repetition, seconds per call"},
+    {"time_q25_s", "worker", "lower quartile of the repetitions"},
+    {"time_q75_s", "worker", "upper quartile of the repetitions"},
+    {"spread", "worker", "(q75 - q25) / median of the repetitions"},
+    {"repetitions", "worker", "samples taken"},
+    {"iterations", "worker", "calls per sample"},
+    {"setup_s", "worker", "prepare: plans, buffers, random features"},
+    {"fit_s", "worker", "training of the method's own parameters"},
+    {"fit_steps", "worker", "steps of that training; empty = not fitted"},
+    {"tokens_per_s", "worker", "batch * n / time (decode: batch / time)"},
+    {"gflops", "worker", "the method's own operation count / time"},
+    // memory
+    {"peak_bytes", "worker",
+     "high-water mark of allocations by prepare and the pass, beyond inputs and outputs"},
+    {"analytic_bytes", "worker", "what the method says that this should be"},
+    {"timed_allocs", "worker", "allocations inside one timed call"},
+    {"vm_hwm_bytes", "worker", "peak resident set of the worker process (VmHWM)"},
+    {"keys_per_query", "worker", "budget: keys or features that one query meets"},
+    {"state_bytes", "worker", "budget: recurrent state or cache"},
+    {"kv_bytes", "worker", "decode: peak bytes of keys and values or state"},
+    {"aux_bytes", "worker", "decode: peak bytes of scores, indices, controllers"},
+    {"cold_bytes", "worker", "decode: peak bytes kept outside the cache"},
+    // error against exact softmax attention, in double precision, of the output of a timed call
+    {"error_of", "worker", "output, or gradient (dq, dk, dv together)"},
+    {"rel_error", "worker", "relative Frobenius error"},
+    {"max_error", "worker", "largest absolute error"},
+    {"cosine", "worker", "mean cosine similarity of rows"},
+    {"error_rows", "worker", "query rows judged"},
+    {"error_rows_total", "worker",
+     "query rows there are; equal to error_rows when all were judged"},
+    {"kl", "worker", "mean row-wise KL(exact || method) of the attention matrix, in nats"},
+    {"topk_mass", "worker",
+     "mass that the method puts on the exact top k keys / the exact mass there"},
+    {"topk", "worker", "that k"},
+    {"method_metrics", "worker", "a=1;b=2, numbers that the method reports"},
+    // how far the number can be trusted
+    {"flags", "worker",
+     "doubts, separated by ';' (spread, steal, context_switches, frequency, weak_check, ...)"},
+    {"context_switches", "worker", "involuntary ones while timing"},
+    {"steal_s", "worker", "processor time taken by the hypervisor while timing, all cores"},
+    {"mhz", "worker", "clock of core 0 after timing"},
+    {"calibration_before", "worker", "GFLOP/s of a fixed small matrix product before timing"},
+    {"calibration_after", "worker", "the same after timing"},
+    // provenance
+    {"build", "worker", "build type and flags hash"},
+    {"build_id", "runner", "hash of the executable"},
+    {"cpu", "runner", "model name"},
+    {"host", "runner", "host name"},
+    {"started", "runner", "UTC, ISO 8601; for humans"},
+    {"wall_s", "runner", "wall time of the worker process"},
+    {"command", "runner", "reproduces this row alone"},
+};
+
+}  // namespace subquad
