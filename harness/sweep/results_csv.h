@@ -1,0 +1,20 @@
+// Reading results.csv (RFC 4180, columns of row.h).
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+namespace subquad {
+
+using RowFields = std::map<std::string, std::string>;  // column -> text, empty = missing
+
+// Every row of a results file. StorageError that names file, line and byte offset for anything that
+// is not whole: a malformed line, a row with another number of fields, an unknown header.
+// A tail without newline is ignored (the store cuts it off when it opens the file).
+std::vector<RowFields> read_results_csv(const std::string& path);
+
+// Of several rows of the same cell and round (an interrupted one, then a final one) the last.
+std::vector<RowFields> final_rows(const std::vector<RowFields>& rows);
+
+}  // namespace subquad
