@@ -27,8 +27,9 @@ std::string ConfigErrors::at(const YamlPlace& place) const {
 
 void ConfigErrors::add(const YamlPlace& place, const std::string& path,
                        const std::string& message) {
-  lines_.push_back({place, fmt::format("{}{}: {}{}{}", place.source == 0 ? file_ + ":" : "",
-                                       at(place), path, path.empty() ? "" : ": ", message)});
+  const std::string where = place.source == 0 ? fmt::format("{}:{}", file_, at(place)) : at(place);
+  lines_.push_back({place, printable(fmt::format("{}: {}{}{}", where, path,
+                                                 path.empty() ? "" : ": ", message))});
 }
 
 void ConfigErrors::throw_if_any() const {
@@ -175,7 +176,7 @@ Config load_config(const std::string& path, const std::vector<std::string>& over
   try {
     text = read_text_file(path, kMaxFileBytes);
   } catch (const UserError& error) {
-    throw ConfigError(error.what());
+    throw ConfigError(printable(error.what()));
   }
   std::vector<YamlProblem> problems;
   YamlNode root;

@@ -205,17 +205,11 @@ class Expansion {
         for (std::size_t i = 0; i < problems_.size(); ++i)
           if (problems_[i].possible) adapted[s][i] = adapt(sweep, *task, problems_[i]);
       } catch (const std::exception& error) {
-        report(sweep.place, sweep.path, one_line(error.what()));
+        report(sweep.place, sweep.path, error.what());
       }
     }
     task_settings_.push_back(std::move(all));
     adapted_.push_back(std::move(adapted));
-  }
-
-  static std::string one_line(std::string text) {
-    std::replace_if(
-        text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
-    return text;
   }
 
   Problem adapt(const TaskSweep& sweep, const Task& task, const Requested& requested) {
@@ -258,7 +252,9 @@ class Expansion {
 
   // One label, one method with its settings: else a figure would draw two as one.
   void check_label(const MethodSweep& method, const Cell& cell) {
-    const std::string meaning = fmt::format("{} {}", cell.method, to_string(cell.method_settings));
+    const std::string meaning =
+        fmt::format("{}{}{}", cell.method, cell.method_settings.empty() ? "" : ":",
+                    to_string(cell.method_settings));
     const auto [known, added] = labels_.emplace(cell.label, meaning);
     if (added || known->second == meaning) return;
     report(method.label.empty() ? method.place : method.label_place, method.path + ".label",

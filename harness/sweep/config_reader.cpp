@@ -194,9 +194,16 @@ class Reader {
                   const std::vector<std::string>& known) {
     for (const auto& [key, value] : map.entries)
       if (std::find(known.begin(), known.end(), key.text) == known.end())
-        errors_.add(key.place, path,
-                    fmt::format("unknown key {}{}; known: {}", quoted_for_message(key.text),
-                                did_you_mean(key.text, known), fmt::join(known, ", ")));
+        unknown_key(key, path, known, fmt::format("known: {}", fmt::join(known, ", ")));
+  }
+
+  // The nearest key, or else what there is.
+  void unknown_key(const YamlNode& key, const std::string& path,
+                   const std::vector<std::string>& known, const std::string& otherwise) {
+    const std::string near = did_you_mean(key.text, known);
+    errors_.add(key.place, path,
+                fmt::format("unknown key {}{}", quoted_for_message(key.text),
+                            near.empty() ? "; " + otherwise : near));
   }
 
   template <class Read>
@@ -324,9 +331,9 @@ class Reader {
       sweep->name = text;
       return;
     }
-    refuse(
-        *node, "name",
-        "at most 64 characters out of a-z 0-9 _ . -, the first a letter or digit, and no \"..\"");
+    refuse(*node, "name",
+           "a name of at most 64 characters a-z 0-9 _ . -, the first a letter or digit, without "
+           "\"..\"");
   }
 
   void read_plugins(const YamlNode& node, const std::string& path,
@@ -546,10 +553,9 @@ class Reader {
     keys.insert(keys.end(), names.begin(), names.end());
     for (const auto& [key, value] : item.entries)
       if (std::find(keys.begin(), keys.end(), key.text) == keys.end())
-        errors_.add(
-            key.place, path,
-            fmt::format("unknown key {}{}; {} has {}", quoted_for_message(key.text),
-                        did_you_mean(key.text, keys), owner,
+        unknown_key(
+            key, path, keys,
+            fmt::format("{} has {}", owner,
                         names.empty() ? "no parameters"
                                       : fmt::format("the parameters {}", fmt::join(names, ", "))));
     std::vector<ParamAxis> params;

@@ -165,6 +165,7 @@ bool holds(Operator op, int sign) {
 // A filter with a mistyped name would silently keep nothing.
 void check_names(const std::string& expression, const Condition& condition,
                  const std::vector<Cell>& cells) {
+  if (ordered(condition.op)) return;  // refused later
   std::set<std::string> known;
   if (condition.key == "method") {
     for (const Cell& cell : cells) known.insert(cell.method);
@@ -200,9 +201,9 @@ Getter getter_of(const std::string& expression, const std::string& key,
   if (!params.contains(key)) {
     known.insert(known.end(), params.begin(), params.end());
     const std::string near = nearest_name(key, known);
-    refuse(expression, fmt::format("unknown key {}{}; known: {}", quoted_for_message(key),
-                                   near.empty() ? "" : fmt::format("; did you mean \"{}\"?", near),
-                                   fmt::join(known, ", ")));
+    refuse(expression, fmt::format("unknown key {}; {}", quoted_for_message(key),
+                                   near.empty() ? fmt::format("known: {}", fmt::join(known, ", "))
+                                                : fmt::format("did you mean \"{}\"?", near)));
   }
   return [key](const Cell& cell) -> std::optional<ParamValue> {
     for (const Settings* settings : {&cell.method_settings, &cell.task_settings})

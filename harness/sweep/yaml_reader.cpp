@@ -55,25 +55,34 @@ std::size_t find_invalid_utf8(std::string_view text) {
   return std::string_view::npos;
 }
 
+std::string printable(std::string_view text) {
+  std::string out;
+  while (!text.empty()) {
+    const std::size_t valid = std::min(find_invalid_utf8(text), text.size());
+    for (const char c : text.substr(0, valid)) {
+      const auto byte = static_cast<unsigned>(static_cast<unsigned char>(c));
+      if (c == '\n') {
+        out += "\\n";
+      } else if (byte < 0x20 || byte == 0x7f) {
+        out += fmt::format("\\x{:02x}", byte);
+      } else {
+        out += c;
+      }
+    }
+    text.remove_prefix(valid);
+    if (text.empty()) break;
+    out += fmt::format("\\x{:02x}", static_cast<unsigned>(static_cast<unsigned char>(text[0])));
+    text.remove_prefix(1);
+  }
+  return out;
+}
+
 std::string quoted_for_message(std::string_view text) {
   constexpr std::size_t kLongest = 60;
-  const bool cut = text.size() > kLongest;
-  if (cut) {
-    std::size_t end = kLongest;
-    while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0u) == 0x80u) --end;
-    text = text.substr(0, end);
-  }
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '\n') {
-      out += "\\n";
-    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
-      out += fmt::format("\\x{:02x}", static_cast<unsigned>(static_cast<unsigned char>(c)));
-    } else {
-      out += c;
-    }
-  }
-  return out + (cut ? "...\"" : "\"");
+  if (text.size() <= kLongest) return fmt::format("\"{}\"", printable(text));
+  std::size_t end = kLongest;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0u) == 0x80u) --end;
+  return fmt::format("\"{}...\"", printable(text.substr(0, end)));
 }
 
 namespace {
@@ -147,6 +156,8 @@ class TreeBuilder final : public YAML::EventHandler {
   void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override {
     YamlNode node;
     node.place = place_of(mark, source_);
+    if (!open_.empty() && open_.back().node.kind == YamlNode::Kind::sequence)
+      node.place = dash_before(node.place);
     finish(std::move(node), anchor);
   }
 
@@ -218,10 +229,12 @@ class TreeBuilder final : public YAML::EventHandler {
   }
 
   void check_tag(const std::string& tag, YamlPlace place) {
+    constexpr std::string_view kCore = "tag:yaml.org,2002:";
     if (tag != "?" && tag != "!" && !tag.empty())
       problems_->push_back(
           {place, fmt::format("tag {} is not supported; write the value without it",
-                              quoted_for_message(tag))});
+                              tag.starts_with(kCore) ? fmt::format("!!{}", tag.substr(kCore.size()))
+                                                     : tag)});
   }
 
   // yaml-cpp closes an open quote at the end of the file without a word.
@@ -242,6 +255,26 @@ class TreeBuilder final : public YAML::EventHandler {
       }
     }
     throw YamlError(place, fmt::format("the quote {} is not closed on its line", quote));
+  }
+
+  // The mark of "- " with nothing behind it is that of the next token, lines below.
+  YamlPlace dash_before(YamlPlace place) const {
+    auto row = static_cast<std::size_t>(place.line - 1);
+    if (row >= lines_.size()) return place;
+    const std::string_view here = lines_[row].substr(
+        std::min(lines_[row].size(), static_cast<std::size_t>(place.column - 1)));
+    for (const char* written : {"~", "null", "Null", "NULL"})
+      if (here.starts_with(written)) return place;
+    if (lines_[row].find_first_not_of(' ') < static_cast<std::size_t>(place.column - 1))
+      return place;
+    while (row > 0) {
+      const std::size_t content = lines_[--row].find_first_not_of(' ');
+      if (content == std::string_view::npos || lines_[row][content] == '#') continue;
+      if (lines_[row][content] == '-')
+        return {place.source, static_cast<int>(row) + 1, static_cast<int>(content) + 1};
+      break;
+    }
+    return place;
   }
 
   void open(YamlNode::Kind kind, const YAML::Mark& mark, const std::string& tag,
@@ -374,7 +407,8 @@ std::string read_text_file(const std::string& path, std::size_t max_bytes) {
         near =
             fmt::format("; did you mean \"{}\"?", (fs::path(path).parent_path() / near).string());
     }
-    throw UserError(fmt::format("{}: cannot be read: {}{}", path, std::strerror(reason), near));
+    throw UserError(
+        fmt::format("{}: cannot be read: {}{}", printable(path), std::strerror(reason), near));
   }
   struct Closer {
     int descriptor;

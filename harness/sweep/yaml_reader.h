@@ -66,8 +66,10 @@ YamlNode parse_yaml(const std::string& text, int source, std::vector<YamlProblem
 // directory, not readable, or larger than `max_bytes`.
 std::string read_text_file(const std::string& path, std::size_t max_bytes);
 
-// Text of the user for a message: in double quotes, control characters escaped, at most 60
-// characters.
+// Text for a message: control characters and what is no UTF-8 escaped as \xNN.
+std::string printable(std::string_view text);
+
+// printable() text of the user in double quotes, cut after 60 bytes.
 std::string quoted_for_message(std::string_view text);
 
 // The position of the first byte that is not valid UTF-8, or npos.
