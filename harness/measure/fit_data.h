@@ -1,0 +1,28 @@
+// Training calls for Method::fit: inputs of a task, with exact dense outputs.
+#pragma once
+
+#include "harness/core/method.h"
+#include "harness/core/task.h"
+
+namespace subquad {
+
+// Input sets kFirstFitSet, kFirstFitSet + 1, ... of a task: never those that are judged. Exact
+// outputs are computed in double precision, one set per call of next(), and rounded.
+class TaskFitData final : public FitData {
+ public:
+  static constexpr Index kFirstFitSet = Index{1} << 20;
+
+  // `distinct` sets are used in turn; their tensors are kept.
+  TaskFitData(const Task& task, const Problem& problem, Seed seed, Index distinct);
+  void next(Inputs* inputs, ConstTensorView* dense_out) override;
+
+ private:
+  const Task& task_;
+  Problem problem_;
+  Seed seed_;
+  std::vector<QKV> inputs_;
+  std::vector<Tensor> outputs_;
+  Index distinct_, next_ = 0;
+};
+
+}  // namespace subquad
