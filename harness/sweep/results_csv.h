@@ -14,6 +14,9 @@ using RowFields = std::map<std::string, std::string>;  // column -> text, empty 
 // A tail without newline is ignored (the store cuts it off when it opens the file).
 std::vector<RowFields> read_results_csv(const std::string& path);
 
+// The same for the content of a file; `path` is for messages.
+std::vector<RowFields> parse_results_csv(const std::string& text, const std::string& path);
+
 // Of several rows of the same cell and round (an interrupted one, then a final one) the last.
 std::vector<RowFields> final_rows(const std::vector<RowFields>& rows);
 

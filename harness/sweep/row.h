@@ -100,6 +100,8 @@ inline constexpr Column kColumns[] = {
     {"started", "runner", "UTC, ISO 8601; for humans"},
     {"wall_s", "runner", "wall time of the worker process"},
     {"command", "runner", "reproduces this row alone"},
+    {"line_crc", "runner",
+     "CRC-32 of the line up to this field, 8 hex digits; a damaged line is refused"},
 };
 
 }  // namespace subquad
