@@ -32,18 +32,58 @@ double to_uniform(std::uint32_t high, std::uint32_t low) {
   return (static_cast<double>(word) + 0.5) * 0x1p-52;
 }
 
-// 24 bits are enough for float32 deviates: |x| < 5.5, resolution far below the float's own.
+// 32 bits are enough for float32 deviates: |x| < 6.4.
 double to_uniform32(std::uint32_t word) { return (static_cast<double>(word) + 0.5) * 0x1p-32; }
+
+// out[i] = convert applied to word i of the stream, a chunk at a time: convert(words, count, out)
+// takes at most kChunk words. The words are made kLanes blocks at once, in loops that the compiler
+// turns into vector code; integers, so the same words as philox4x32 gives one by one.
+constexpr Index kLanes = 64;
+constexpr Index kChunk = 1024;  // a multiple of 4 kLanes; the buffers below stay in the L1 cache
+
+void philox_lanes(Seed seed, std::uint64_t first_block, std::uint32_t* words) {
+  std::uint32_t c0[kLanes], c1[kLanes], c2[kLanes], c3[kLanes];
+  for (Index lane = 0; lane < kLanes; ++lane) {
+    const std::uint64_t block = first_block + static_cast<std::uint64_t>(lane);
+    c0[lane] = static_cast<std::uint32_t>(block);
+    c1[lane] = static_cast<std::uint32_t>(block >> 32);
+    c2[lane] = c3[lane] = 0;
+  }
+  std::uint32_t k0 = static_cast<std::uint32_t>(seed);
+  std::uint32_t k1 = static_cast<std::uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    for (Index lane = 0; lane < kLanes; ++lane) {
+      const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * c0[lane];
+      const std::uint64_t p1 = std::uint64_t{0xCD9E8D57u} * c2[lane];
+      const std::uint32_t n0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1[lane] ^ k0;
+      const std::uint32_t n2 = static_cast<std::uint32_t>(p0 >> 32) ^ c3[lane] ^ k1;
+      c1[lane] = static_cast<std::uint32_t>(p1);
+      c3[lane] = static_cast<std::uint32_t>(p0);
+      c0[lane] = n0;
+      c2[lane] = n2;
+    }
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  for (Index lane = 0; lane < kLanes; ++lane) {
+    words[4 * lane] = c0[lane];
+    words[4 * lane + 1] = c1[lane];
+    words[4 * lane + 2] = c2[lane];
+    words[4 * lane + 3] = c3[lane];
+  }
+}
 
 template <class Convert>
 void fill(Seed seed, float* out, Index count, Convert&& convert) {
-  constexpr Index kChunk = 1 << 14;
-  parallel_for((count + kChunk - 1) / kChunk, [&](Index chunk, int) {
-    const Index end = std::min(count, (chunk + 1) * kChunk);
-    for (Index i = chunk * kChunk; i < end; i += 4) {
-      const auto words = block_of(seed, static_cast<std::uint64_t>(i / 4));
-      for (Index j = 0; j < 4 && i + j < end; ++j)
-        out[i + j] = static_cast<float>(convert(to_uniform32(words[static_cast<std::size_t>(j)])));
+  constexpr Index kItem = 16 * kChunk;  // of one thread at a time
+  parallel_for((count + kItem - 1) / kItem, [&](Index item, int) {
+    std::uint32_t words[kChunk];
+    const Index end = std::min(count, (item + 1) * kItem);
+    for (Index begin = item * kItem; begin < end; begin += kChunk) {
+      const Index length = std::min(kChunk, end - begin);
+      for (Index i = 0; i < length; i += 4 * kLanes)
+        philox_lanes(seed, static_cast<std::uint64_t>((begin + i) / 4), words + i);
+      convert(words, length, out + begin);
     }
   });
 }
@@ -130,28 +170,27 @@ std::vector<Index> Random::sample_without_replacement(Index n, Index k) {
   return drawn;
 }
 
-void fill_normal(Seed seed, float* out, Index count) {
-  fill(seed, out, count, [](double u) { return inverse_normal_cdf(u); });
-}
+namespace {
 
-void fill_uniform(Seed seed, float* out, Index count) {
-  // The largest value would round up to 1 in float32.
-  fill(seed, out, count, [](double u) { return std::min(u, 1 - 0x1p-24); });
-}
-
-double portable_log(double x) {
-  if (!(x > 0)) return x == 0 ? -HUGE_VAL : std::nan("");
-  int exponent = 0;
-  double m = std::frexp(x, &exponent);  // m in [1/2, 1)
-  if (m < 0.70710678118654752440) {
-    m *= 2;
-    --exponent;
-  }
+// log(m * 2^exponent) for m in [1/2, 1).
+inline double log_of(double m, double exponent) {
+  const bool low = m < 0.70710678118654752440;
+  m = low ? m * 2 : m;
+  exponent = low ? exponent - 1 : exponent;
   const double t = (m - 1) / (m + 1);  // log m = 2 atanh t, |t| < 0.172
   const double t2 = t * t;
   double sum = 0;
   for (int k = 21; k >= 1; k -= 2) sum = sum * t2 + 1.0 / k;
-  return 2 * t * sum + static_cast<double>(exponent) * 0.69314718055994530942;
+  return 2 * t * sum + exponent * 0.69314718055994530942;
+}
+
+}  // namespace
+
+double portable_log(double x) {
+  if (!(x > 0)) return x == 0 ? -HUGE_VAL : std::nan("");
+  int exponent = 0;
+  const double m = std::frexp(x, &exponent);
+  return log_of(m, static_cast<double>(exponent));
 }
 
 double portable_exp(double x) {
@@ -206,93 +245,141 @@ double portable_cos(double x) {
   return quadrant == 1 || quadrant == 2 ? -value : value;
 }
 
-// M. J. Wichura, Algorithm AS 241, PPND16 (Applied Statistics 37, 1988).
+// M. J. Wichura, Algorithm AS 241, PPND16 (Applied Statistics 37, 1988), in its three pieces.
+namespace {
+
+constexpr double kCentral = 0.425;  // |p - 1/2| of the central piece
+
+inline double normal_centre(double q) {  // q = p - 1/2
+  const double r = 0.180625 - q * q;
+  return q *
+         (((((((2.5090809287301226727e3 * r + 3.3430575583588128105e4) * r +
+               6.7265770927008700853e4) *
+                  r +
+              4.5921953931549871457e4) *
+                 r +
+             1.3731693765509461125e4) *
+                r +
+            1.9715909503065514427e3) *
+               r +
+           1.3314166789178437745e2) *
+              r +
+          3.3871328727963666080e0) /
+         (((((((5.2264952788528545610e3 * r + 2.8729085735721942674e4) * r +
+               3.9307895800092710610e4) *
+                  r +
+              2.1213794301586595867e4) *
+                 r +
+             5.3941960214247511077e3) *
+                r +
+            6.8718700749205790830e2) *
+               r +
+           4.2313330701600911252e1) *
+              r +
+          1.0);
+}
+
+// Both tails are functions of r = sqrt(-log(min(p, 1 - p))).
+inline double normal_tail(double r) {  // r <= 5
+  r -= 1.6;
+  return (((((((7.74545014278341407640e-4 * r + 2.27238449892691845833e-2) * r +
+               2.41780725177450611770e-1) *
+                  r +
+              1.27045825245236838258e0) *
+                 r +
+             3.64784832476320460504e0) *
+                r +
+            5.76949722146069140550e0) *
+               r +
+           4.63033784615654529590e0) *
+              r +
+          1.42343711074968357734e0) /
+         (((((((1.05075007164441684324e-9 * r + 5.47593808499534494600e-4) * r +
+               1.51986665636164571966e-2) *
+                  r +
+              1.48103976427480074590e-1) *
+                 r +
+             6.89767334985100004550e-1) *
+                r +
+            1.67638483018380384940e0) *
+               r +
+           2.05319162663775882187e0) *
+              r +
+          1.0);
+}
+
+double normal_far_tail(double r) {  // r > 5
+  r -= 5;
+  return (((((((2.01033439929228813265e-7 * r + 2.71155556874348757815e-5) * r +
+               1.24266094738807843860e-3) *
+                  r +
+              2.65321895265761230930e-2) *
+                 r +
+             2.96560571828504891230e-1) *
+                r +
+            1.78482653991729133580e0) *
+               r +
+           5.46378491116411436990e0) *
+              r +
+          6.65790464350110377720e0) /
+         (((((((2.04426310338993978564e-15 * r + 1.42151175831644588870e-7) * r +
+               1.84631831751005468180e-5) *
+                  r +
+              7.86869131145613259100e-4) *
+                 r +
+             1.48753612908506148525e-2) *
+                r +
+            1.36929880922735805310e-1) *
+               r +
+           5.99832206555887937690e-1) *
+              r +
+          1.0);
+}
+
+}  // namespace
+
 double inverse_normal_cdf(double p) {
   const double q = p - 0.5;
-  if (std::fabs(q) <= 0.425) {
-    const double r = 0.180625 - q * q;
-    return q *
-           (((((((2.5090809287301226727e3 * r + 3.3430575583588128105e4) * r +
-                 6.7265770927008700853e4) *
-                    r +
-                4.5921953931549871457e4) *
-                   r +
-               1.3731693765509461125e4) *
-                  r +
-              1.9715909503065514427e3) *
-                 r +
-             1.3314166789178437745e2) *
-                r +
-            3.3871328727963666080e0) /
-           (((((((5.2264952788528545610e3 * r + 2.8729085735721942674e4) * r +
-                 3.9307895800092710610e4) *
-                    r +
-                2.1213794301586595867e4) *
-                   r +
-               5.3941960214247511077e3) *
-                  r +
-              6.8718700749205790830e2) *
-                 r +
-             4.2313330701600911252e1) *
-                r +
-            1.0);
-  }
-  double r = std::sqrt(-portable_log(q < 0 ? p : 1 - p));
-  double value = 0;
-  if (r <= 5) {
-    r -= 1.6;
-    value = (((((((7.74545014278341407640e-4 * r + 2.27238449892691845833e-2) * r +
-                  2.41780725177450611770e-1) *
-                     r +
-                 1.27045825245236838258e0) *
-                    r +
-                3.64784832476320460504e0) *
-                   r +
-               5.76949722146069140550e0) *
-                  r +
-              4.63033784615654529590e0) *
-                 r +
-             1.42343711074968357734e0) /
-            (((((((1.05075007164441684324e-9 * r + 5.47593808499534494600e-4) * r +
-                  1.51986665636164571966e-2) *
-                     r +
-                 1.48103976427480074590e-1) *
-                    r +
-                6.89767334985100004550e-1) *
-                   r +
-               1.67638483018380384940e0) *
-                  r +
-              2.05319162663775882187e0) *
-                 r +
-             1.0);
-  } else {
-    r -= 5;
-    value = (((((((2.01033439929228813265e-7 * r + 2.71155556874348757815e-5) * r +
-                  1.24266094738807843860e-3) *
-                     r +
-                 2.65321895265761230930e-2) *
-                    r +
-                2.96560571828504891230e-1) *
-                   r +
-               1.78482653991729133580e0) *
-                  r +
-              5.46378491116411436990e0) *
-                 r +
-             6.65790464350110377720e0) /
-            (((((((2.04426310338993978564e-15 * r + 1.42151175831644588870e-7) * r +
-                  1.84631831751005468180e-5) *
-                     r +
-                 7.86869131145613259100e-4) *
-                    r +
-                1.48753612908506148525e-2) *
-                   r +
-               1.36929880922735805310e-1) *
-                  r +
-              5.99832206555887937690e-1) *
-                 r +
-             1.0);
-  }
+  if (std::fabs(q) <= kCentral) return normal_centre(q);
+  const double r = std::sqrt(-portable_log(q < 0 ? p : 1 - p));
+  const double value = r <= 5 ? normal_tail(r) : normal_far_tail(r);
   return q < 0 ? -value : value;
+}
+
+void fill_normal(Seed seed, float* out, Index count) {
+  // The bits of inverse_normal_cdf(to_uniform32(word)). 15 of 100 words belong to a tail: these are
+  // gathered and computed together, and with 32 bits r < 4.8, so the far tail is never needed.
+  fill(seed, out, count, [](const std::uint32_t* words, Index length, float* to) {
+    double tail[kChunk];
+    std::int32_t where[kChunk];
+    Index tails = 0;
+    for (Index i = 0; i < length; ++i)
+      to[i] = static_cast<float>(normal_centre(to_uniform32(words[i]) - 0.5));
+    for (Index i = 0; i < length; ++i) {
+      const double p = to_uniform32(words[i]);
+      tail[tails] = p;
+      where[tails] = static_cast<std::int32_t>(i);
+      tails += std::fabs(p - 0.5) > kCentral ? 1 : 0;
+    }
+    for (Index i = 0; i < tails; ++i) {
+      const double p = tail[i], smaller = p < 0.5 ? p : 1 - p;
+      // frexp of a normal number
+      const std::uint64_t bits = std::bit_cast<std::uint64_t>(smaller);
+      const double m =
+          std::bit_cast<double>((bits & 0x000fffffffffffffULL) | 0x3fe0000000000000ULL);
+      const auto exponent = static_cast<double>(static_cast<std::int32_t>(bits >> 52) - 1022);
+      const double value = normal_tail(std::sqrt(-log_of(m, exponent)));
+      tail[i] = p < 0.5 ? -value : value;
+    }
+    for (Index i = 0; i < tails; ++i) to[where[i]] = static_cast<float>(tail[i]);
+  });
+}
+
+void fill_uniform(Seed seed, float* out, Index count) {
+  fill(seed, out, count, [](const std::uint32_t* words, Index length, float* to) {
+    for (Index i = 0; i < length; ++i)  // the largest value would round up to 1 in float32
+      to[i] = static_cast<float>(std::min(to_uniform32(words[i]), 1 - 0x1p-24));
+  });
 }
 
 }  // namespace subquad

@@ -67,6 +67,28 @@ TEST_CASE("a filled array does not depend on the thread count and is its own pre
   CHECK(std::equal(shorter.begin(), shorter.end(), one.begin()));
 }
 
+TEST_CASE("a filled array holds the same bits as the generator read one number at a time",
+          "[random]") {
+  constexpr Index kCount = 50001;
+  const Seed seed = 0x123456789abcdefULL;
+  std::vector<float> normal(kCount), uniform(kCount);
+  fill_normal(seed, normal.data(), kCount);
+  fill_uniform(seed, uniform.data(), kCount);
+  const std::array<std::uint32_t, 2> key{static_cast<std::uint32_t>(seed),
+                                         static_cast<std::uint32_t>(seed >> 32)};
+  Index different = 0;
+  for (Index i = 0; i < kCount; ++i) {
+    const auto block = philox4x32({static_cast<std::uint32_t>(i / 4), 0, 0, 0}, key);
+    const double u = (static_cast<double>(block[static_cast<std::size_t>(i % 4)]) + 0.5) * 0x1p-32;
+    if (normal[static_cast<std::size_t>(i)] != static_cast<float>(inverse_normal_cdf(u)))
+      ++different;
+    if (uniform[static_cast<std::size_t>(i)] != static_cast<float>(std::min(u, 1 - 0x1p-24)))
+      ++different;
+  }
+  CHECK(different == 0);
+  CHECK(*std::max_element(uniform.begin(), uniform.end()) < 1.0f);
+}
+
 TEST_CASE("below is uniform and sampling without replacement is a permutation", "[random]") {
   Random random(5, "below");
   std::vector<int> counts(7);
