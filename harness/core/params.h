@@ -31,11 +31,11 @@ std::string to_string(const Settings& settings);  // "a=1;b=0.5"
 struct ParamSpec {
   std::string name;  // [a-z][a-z0-9_]*, the same word in YAML, CSV and help
   ParamType type = ParamType::integer;
-  ParamValue default_value;
+  ParamValue default_value = {};
   double min = -std::numeric_limits<double>::infinity();  // integer and real
   double max = std::numeric_limits<double>::infinity();
-  std::vector<std::string> choices;  // choice
-  std::string help;                  // one line
+  std::vector<std::string> choices = {};  // choice
+  std::string help;                       // one line
   // Any parameter may be given as a list in a config: the sweep is the product of the lists.
 
   std::string expected() const;  // "an integer in [1, 4096]", "one of: a, b"
