@@ -11,7 +11,6 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <map>
 
 #include "harness/core/data_path.h"
@@ -65,7 +64,10 @@ class Text final : public Task {
     const std::string path = params.path.empty() ? data_path("shakespeare.txt") : params.path;
     std::ifstream file(path, std::ios::binary);
     if (!file) throw UserError(fmt::format("text: {}: {}", path, std::strerror(errno)));
-    const std::string bytes((std::istreambuf_iterator<char>(file)), {});
+    std::string bytes;
+    std::vector<char> piece(1 << 16);
+    while (file.read(piece.data(), static_cast<std::streamsize>(piece.size())) || file.gcount() > 0)
+      bytes.append(piece.data(), static_cast<std::size_t>(file.gcount()));
     // Reading a directory fails here, not at opening.
     if (file.bad() || bytes.empty())
       throw UserError(fmt::format("text: {}: {}, expected a file with text", path,
