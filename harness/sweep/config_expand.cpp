@@ -65,17 +65,9 @@ std::vector<Settings> settings_of(const std::vector<ParamAxis>& params) {
   return all;
 }
 
-// The passes of a method on a task: an entry's own list replaces that of the config; with two lists
-// of their own, what is in both.
-Axis<Pass> passes_of(const Sweep& sweep, const MethodSweep& method, const TaskSweep& task) {
-  if (task.passes.empty()) return method.passes.empty() ? sweep.passes : method.passes;
-  if (method.passes.empty()) return task.passes;
-  Axis<Pass> both;
-  for (const Choice<Pass>& mine : method.passes)
-    if (std::any_of(task.passes.begin(), task.passes.end(),
-                    [&](const Choice<Pass>& other) { return other.value == mine.value; }))
-      both.push_back(mine);
-  return both;
+// An entry's own list replaces that of the config.
+const Axis<Pass>& passes_of(const Sweep& sweep, const MethodSweep& method) {
+  return method.passes.empty() ? sweep.passes : method.passes;
 }
 
 const Axis<int>& threads_of(const Sweep& sweep, const MethodSweep& method) {
@@ -113,9 +105,8 @@ class Expansion {
     for (std::size_t t = 0; t < sweep_.tasks.size(); ++t) adapt_problems(sweep_.tasks[t]);
     for (std::size_t m = 0; m < sweep_.methods.size(); ++m) add_method(m);
     if (cells_.empty() && errors_.empty())
-      errors_.add(
-          {}, "",
-          "the sweep has no cells: max_n and the passes of methods and tasks leave nothing");
+      errors_.add({}, "",
+                  "the sweep has no cells: every problem is longer than the max_n of its method");
     return std::move(cells_);
   }
 
@@ -132,7 +123,7 @@ class Expansion {
         Count count = problem_count(sweep_.problem);
         for (const std::vector<ParamAxis>* params : {&method.params, &task.params})
           for (const ParamAxis& axis : *params) count *= axis.values.size();
-        count *= passes_of(sweep_, method, task).size();
+        count *= passes_of(sweep_, method).size();
         count *= threads_of(sweep_, method).size();
         count *= sweep_.seeds.size();
         total += count;
@@ -266,7 +257,6 @@ class Expansion {
   void add_task(std::size_t m, std::size_t t, Cell* cell) {
     const MethodSweep& method = sweep_.methods[m];
     const TaskSweep& task = sweep_.tasks[t];
-    const Axis<Pass> passes = passes_of(sweep_, method, task);
     cell->task = task.entry->info.name;
     for (std::size_t s = 0; s < task_settings_[t].size(); ++s) {
       cell->task_settings = task_settings_[t][s];
@@ -275,7 +265,7 @@ class Expansion {
         if (cell->problem.n == 0) continue;
         if (method.max_n > 0 && std::max(cell->problem.n, cell->problem.n_kv) > method.max_n)
           continue;
-        for (const Choice<Pass>& pass : passes)
+        for (const Choice<Pass>& pass : passes_of(sweep_, method))
           for (const Choice<int>& threads : threads_of(sweep_, method))
             for (const Choice<Seed>& seed : sweep_.seeds) {
               cell->pass = pass.value;
