@@ -53,7 +53,7 @@ std::string resolved_yaml(const Sweep& sweep) {
   const MeasureOptions& m = sweep.measure;
   const ErrorOptions& e = sweep.error;
   const auto real = [](double value) { return to_string(ParamValue(value)); };
-  std::string y = fmt::format("name: {}\n", sweep.name);
+  std::string y = fmt::format("name: {}\n", quoted(sweep.name));
   if (!sweep.description.empty()) y += fmt::format("description: {}\n", quoted(sweep.description));
   y += fmt::format("seed: {}\nseeds: {}\nrounds: {}\n", sweep.seed,
                    list(sweep.seeds, [](Seed s) { return fmt::format("{}", s); }), sweep.rounds);

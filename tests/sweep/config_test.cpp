@@ -156,6 +156,17 @@ TEST_CASE("the resolved config reads back to the same cells and to itself", "[co
   }
 }
 
+TEST_CASE("words that YAML reads as something else survive as names and texts", "[config]") {
+  for (const char* word : {"null", "true", "12", "no"}) {
+    const Config config =
+        loaded(minimal("[{name: fixture_window, note: \"" + std::string(word) + "\"}]"),
+               {"name=\"" + std::string(word) + "\""});
+    CHECK(config.name == word);
+    CHECK(loaded(config.resolved_yaml).name == word);
+    CHECK(ids(loaded(config.resolved_yaml)) == ids(config));
+  }
+}
+
 TEST_CASE("the identity of cells does not change by accident", "[config]") {
   // A change of these ids makes every stored result unfindable: it needs a good reason.
   const Config config = loaded(
@@ -304,6 +315,16 @@ TEST_CASE("a million cells are the limit", "[config]") {
   const Config config = loaded(
       minimal("[fixture_plain]", "[fixture_data]", "{n: [" + sizes + "], causal: [true, false]}"));
   CHECK(config.cells.size() == 2000);
+}
+
+TEST_CASE("a list that cannot be read does not let the others multiply", "[config]") {
+  std::string window = "1", ratio = "0";
+  for (int i = 2; i <= 4096; ++i) window += fmt::format(",{}", i);
+  for (int i = 1; i <= 4096; ++i) ratio += fmt::format(",{}", i / 8192.0);
+  CHECK_THROWS_WITH(loaded(minimal(fmt::format("[fixture_plain, {{name: fixture_window, window: "
+                                               "[{}], ratio: [{}], mode: quick}}]",
+                                               window, ratio))),
+                    Catch::Contains("got \"quick\", expected one of: fast, slow, careful"));
 }
 
 TEST_CASE("every field of the measure and error options has a key", "[config]") {
