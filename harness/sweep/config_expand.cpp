@@ -52,6 +52,7 @@ Count combinations(const std::vector<ParamAxis>& params) {
 
 // The product of the parameter lists; the last parameter varies fastest.
 std::vector<Settings> settings_of(const std::vector<ParamAxis>& params) {
+  if (!combinations(params).above(0)) return {};  // before the other lists multiply
   std::vector<Settings> all{{}};
   for (const ParamAxis& axis : params) {
     std::vector<Settings> next;
@@ -65,24 +66,16 @@ std::vector<Settings> settings_of(const std::vector<ParamAxis>& params) {
   return all;
 }
 
-// The passes of a method on a task: an entry's own list replaces that of the config; with two lists
-// of their own, what is in both.
-Axis<Pass> passes_of(const Sweep& sweep, const MethodSweep& method, const TaskSweep& task) {
-  if (task.passes.empty()) return method.passes.empty() ? sweep.passes : method.passes;
-  if (method.passes.empty()) return task.passes;
-  Axis<Pass> both;
-  for (const Choice<Pass>& mine : method.passes)
-    if (std::any_of(task.passes.begin(), task.passes.end(),
-                    [&](const Choice<Pass>& other) { return other.value == mine.value; }))
-      both.push_back(mine);
-  return both;
+// An entry's own list replaces that of the config.
+const Axis<Pass>& passes_of(const Sweep& sweep, const MethodSweep& method) {
+  return method.passes.empty() ? sweep.passes : method.passes;
 }
 
 const Axis<int>& threads_of(const Sweep& sweep, const MethodSweep& method) {
   return method.threads.empty() ? sweep.threads : method.threads;
 }
 
-// Where a value of a problem came from: one entry per axis that can make two problems equal.
+// Where a value of a problem was written.
 struct Origin {
   YamlPlace place;
   std::string path;
@@ -90,7 +83,6 @@ struct Origin {
 
 struct Requested {
   Problem problem;
-  std::vector<Origin> origins;
   bool possible = true;
 };
 
@@ -108,14 +100,21 @@ class Expansion {
   Expansion(const Sweep& sweep, ConfigErrors* errors) : sweep_(sweep), errors_(*errors) {}
 
   std::vector<Cell> run() {
-    if (!count_is_allowed()) return {};
-    list_problems();
+    const Count total = count();
+    if (total.above(kMaxCells)) {
+      errors_.add({}, "",
+                  fmt::format("the product of the lists has {} cells, at most {} are allowed; "
+                              "shorten the lists or split the config",
+                              total.str(), kMaxCells));
+      return {};
+    }
+    if (!problem_count(sweep_.problem).above(kMaxCells)) list_problems();
+    if (!total.above(0)) return {};  // a list that could not be read, or no method or task
     for (std::size_t t = 0; t < sweep_.tasks.size(); ++t) adapt_problems(sweep_.tasks[t]);
     for (std::size_t m = 0; m < sweep_.methods.size(); ++m) add_method(m);
     if (cells_.empty() && errors_.empty())
-      errors_.add(
-          {}, "",
-          "the sweep has no cells: max_n and the passes of methods and tasks leave nothing");
+      errors_.add({}, "",
+                  "the sweep has no cells: every problem is longer than the max_n of its method");
     return std::move(cells_);
   }
 
@@ -125,25 +124,19 @@ class Expansion {
     bool operator==(const Choices&) const = default;
   };
 
-  bool count_is_allowed() {
+  Count count() const {
     Count total = Count::zero();
     for (const MethodSweep& method : sweep_.methods)
       for (const TaskSweep& task : sweep_.tasks) {
-        Count count = problem_count(sweep_.problem);
+        Count cells = problem_count(sweep_.problem);
         for (const std::vector<ParamAxis>* params : {&method.params, &task.params})
-          for (const ParamAxis& axis : *params) count *= axis.values.size();
-        count *= passes_of(sweep_, method, task).size();
-        count *= threads_of(sweep_, method).size();
-        count *= sweep_.seeds.size();
-        total += count;
+          for (const ParamAxis& axis : *params) cells *= axis.values.size();
+        cells *= passes_of(sweep_, method).size();
+        cells *= threads_of(sweep_, method).size();
+        cells *= sweep_.seeds.size();
+        total += cells;
       }
-    if (!total.above(kMaxCells)) return true;
-    errors_.add(
-        {}, "",
-        fmt::format("the product of the lists has {} cells, at most {} are allowed; shorten "
-                    "the lists or split the config",
-                    total.str(), kMaxCells));
-    return false;
+    return total;
   }
 
   void list_problems() {
@@ -165,11 +158,8 @@ class Expansion {
                                          .d_v = p.d_v[v].value,
                                          .causal = causal.value,
                                          .scale = scale.value};
-                    requested.origins = {origin(n),        origin(n_kv),  origin(p.d_k[k]),
-                                         origin(p.d_v[v]), origin(batch), origin(heads),
-                                         origin(causal),   origin(scale)};
-                    check(&requested);
-                    problems_.push_back(std::move(requested));
+                    requested.possible = possible(requested.problem, n, n_kv);
+                    problems_.push_back(requested);
                   }
   }
 
@@ -178,15 +168,32 @@ class Expansion {
     return {choice.place, choice.path};
   }
 
-  void check(Requested* requested) {
-    const Problem& p = requested->problem;
-    if (p.n == 0) return;  // the task may fill it in
+  bool possible(const Problem& p, const Choice<Index>& n, const Choice<Index>& n_kv) {
+    if (p.n == 0) return true;  // the task may fill it in
     const std::string reason = invalid_reason(p);
-    if (reason.empty()) return;
-    requested->possible = false;
-    if (++problem_errors_ > kMaxProblemErrors) return;
-    const Origin& guilty = requested->origins[p.causal && p.n_kv < p.n ? 1 : 0];
-    report(guilty.place, guilty.path, reason);
+    if (reason.empty()) return true;
+    const Choice<Index>& guilty = p.causal && p.n_kv < p.n ? n_kv : n;
+    if (++problem_errors_ <= kMaxProblemErrors) report(guilty.place, guilty.path, reason);
+    return false;
+  }
+
+  // Where the values of problem `index` were written, by axis: list_problems() backwards.
+  std::vector<Origin> origins(std::size_t index) const {
+    const ProblemSweep& p = sweep_.problem;
+    std::vector<Origin> list;
+    const auto take = [&](const auto& axis) {
+      list.push_back(origin(axis[index % axis.size()]));
+      index /= axis.size();
+    };
+    take(p.scale);
+    take(p.causal);
+    if (!p.paired) take(p.d_v);
+    take(p.d_k);
+    take(p.n_kv);
+    take(p.n);
+    take(p.heads);
+    take(p.batch);
+    return list;
   }
 
   void report(const YamlPlace& place, const std::string& path, const std::string& message) {
@@ -266,7 +273,6 @@ class Expansion {
   void add_task(std::size_t m, std::size_t t, Cell* cell) {
     const MethodSweep& method = sweep_.methods[m];
     const TaskSweep& task = sweep_.tasks[t];
-    const Axis<Pass> passes = passes_of(sweep_, method, task);
     cell->task = task.entry->info.name;
     for (std::size_t s = 0; s < task_settings_[t].size(); ++s) {
       cell->task_settings = task_settings_[t][s];
@@ -275,7 +281,7 @@ class Expansion {
         if (cell->problem.n == 0) continue;
         if (method.max_n > 0 && std::max(cell->problem.n, cell->problem.n_kv) > method.max_n)
           continue;
-        for (const Choice<Pass>& pass : passes)
+        for (const Choice<Pass>& pass : passes_of(sweep_, method))
           for (const Choice<int>& threads : threads_of(sweep_, method))
             for (const Choice<Seed>& seed : sweep_.seeds) {
               cell->pass = pass.value;
@@ -299,13 +305,12 @@ class Expansion {
     same.problem = first.problem;
     if (same == first) {
       const Requested &a = problems_[first.problem], &b = problems_[choices.problem];
-      if (a.problem != cell.problem || b.problem != cell.problem) {
-        // With equal requests apart from spelling (scale auto and 0.125) it is a mistake still.
-        if (a.problem != b.problem && !equivalent(a.problem, b.problem)) return;
-      }
-      for (std::size_t i = 0; i < a.origins.size(); ++i)
-        if (a.origins[i].path != b.origins[i].path)
-          return report_twice(b.origins[i], a.origins[i], cell);
+      // Requests that only spell the same sizes differently (scale auto and 0.125) are a mistake.
+      const bool task_fixed = a.problem != cell.problem || b.problem != cell.problem;
+      if (task_fixed && !equivalent(a.problem, b.problem)) return;
+      const std::vector<Origin> mine = origins(choices.problem), other = origins(first.problem);
+      for (std::size_t i = 0; i < mine.size(); ++i)
+        if (mine[i].path != other[i].path) return report_twice(mine[i], other[i], cell);
       return;
     }
     const auto whole = [&](const Choices& c) {

@@ -1,55 +1,15 @@
 // Reads the tree of a config into a Sweep: known keys, types, ranges, names.
 #include <fmt/core.h>
 #include <fmt/ranges.h>
-#include <sched.h>
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
 #include <filesystem>
 #include <limits>
-#include <map>
-#include <thread>
 
 #include "harness/core/plugin.h"
-#include "harness/sweep/config_sweep.h"
+#include "harness/sweep/config_values.h"
 
 namespace subquad {
-
-const std::vector<Field<MeasureOptions>>& measure_fields() {
-  using M = MeasureOptions;
-  static const std::vector<Field<M>> fields{
-      param("min_time_s", &M::min_time_s, {1e-6, 3600}, "one repetition lasts at least this long"),
-      param("repetitions", &M::repetitions, {1, 10000}, "samples per round"),
-      param("warmup_s", &M::warmup_s, {0, 3600}, "untimed calls before the first sample"),
-      param("input_sets", &M::input_sets, {1, 64}, "pre-made inputs that timed calls rotate over"),
-      param("decode_tokens", &M::decode_tokens, {1, 1 << 24}, "decode: tokens timed at the end"),
-      param("max_spread", &M::max_spread, {0, 1000}, "spread above which a row is unstable"),
-      param("timeout_s", &M::timeout_s, {0.001, 1e7}, "wall time of the whole worker"),
-      param("memory_limit_mb", &M::memory_limit_mb, {0, 1 << 30},
-            "address space of the worker; 0 = 90 % of the free memory"),
-      param("pin", &M::pin, "bind the worker's threads to cores 0 .. threads-1")};
-  return fields;
-}
-
-const std::vector<Field<ErrorOptions>>& error_fields() {
-  using E = ErrorOptions;
-  static const std::vector<Field<E>> fields{
-      param("max_gflop", &E::max_gflop, {0, 1e9},
-            "above this cost of the exact reference rows are sampled"),
-      param("rows", &E::rows, {1, 1 << 24}, "query rows per batch and head sampled then"),
-      param("matrix_rows", &E::matrix_rows, {0, 1 << 24},
-            "rows of the attention matrix for KL and top-k mass; 0 = off"),
-      param("top_k", &E::top_k, {1, 1 << 24}, "k of the top-k mass")};
-  return fields;
-}
-
-int available_threads() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
 
 namespace {
 
@@ -59,82 +19,13 @@ const std::vector<std::string> kTopKeys{"name",    "description", "seed",    "se
 const std::vector<std::string> kProblemKeys{"batch", "heads",    "n",      "n_kv", "d_k",
                                             "d_v",   "head_dim", "causal", "scale"};
 const std::vector<std::string> kMethodKeys{"name", "label", "max_n", "passes", "threads"};
-const std::vector<std::string> kTaskKeys{"name", "passes"};
+const std::vector<std::string> kTaskKeys{"name"};
 constexpr int kMaxThreads = 1024;
-constexpr std::size_t kLongestText = 4096;
 
-std::string did_you_mean(const std::string& text, const std::vector<std::string>& known) {
-  const std::string near = nearest_name(text, known);
-  return near.empty() ? "" : fmt::format("; did you mean \"{}\"?", near);
-}
-
-std::string join_path(const std::string& path, const std::string& key) {
-  return path.empty() ? key : path + "." + key;
-}
-
-// What a node holds, for "got ...".
-std::string found(const YamlNode& node) {
-  switch (node.kind) {
-    case YamlNode::Kind::null:
-      return "nothing";
-    case YamlNode::Kind::sequence:
-      return node.items.empty() ? "an empty list" : "a list";
-    case YamlNode::Kind::map:
-      return "a map";
-    case YamlNode::Kind::scalar:
-      break;
-  }
-  return (node.quoted ? "the text " : "") + quoted_for_message(node.text);
-}
-
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
-
-// Decimal integers only: no sign but '-', no leading zero, no base, no exponent.
-std::optional<Index> integer_of(const std::string& text) {
-  const std::size_t start = text.starts_with('-') ? 1 : 0;
-  if (text.size() == start) return std::nullopt;
-  if (!std::all_of(text.begin() + static_cast<std::ptrdiff_t>(start), text.end(), is_digit))
-    return std::nullopt;
-  if (text[start] == '0' && text.size() > start + 1) return std::nullopt;
-  Index value = 0;
-  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || stop != text.data() + text.size()) return std::nullopt;
-  return value;
-}
-
-// Finite decimal reals; a number that underflows or overflows is none.
-std::optional<double> real_of(const std::string& text) {
-  const std::size_t start = text.starts_with('-') ? 1 : 0;
-  if (text.find_first_not_of("0123456789.eE+-") != std::string::npos) return std::nullopt;
-  if (text.size() > start + 1 && text[start] == '0' && is_digit(text[start + 1]))
-    return std::nullopt;
-  double value = 0;
-  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || stop != text.data() + text.size() || !std::isfinite(value))
-    return std::nullopt;
-  return value;
-}
-
-// A hint for scalars that other YAML readers would have taken.
-std::string number_hint(const std::string& text) {
-  const bool sign = text.starts_with('-') || text.starts_with('+');
-  const std::string digits = sign ? text.substr(1) : text;
-  if (digits.empty() || !is_digit(digits[0])) return "";
-  if (text[0] == '+' || digits.starts_with("0x") || digits.starts_with("0o") ||
-      (digits.size() > 1 && digits[0] == '0' && is_digit(digits[1])))
-    return " (decimal, without +, leading zeros or 0x)";
-  return "";
-}
-
-bool has_control_character(const std::string& text) {
-  return std::any_of(text.begin(), text.end(),
-                     [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; });
-}
-
-class Reader {
+class Reader : private ValueReader {
  public:
   Reader(const std::string& config_path, ConfigErrors* errors)
-      : folder_(std::filesystem::path(config_path).parent_path()), errors_(*errors) {}
+      : ValueReader(errors), folder_(std::filesystem::path(config_path).parent_path()) {}
 
   Sweep read(const YamlNode& root, const std::vector<std::string>& plugins) {
     Sweep sweep;
@@ -181,132 +72,6 @@ class Reader {
 
  private:
   static constexpr Index kMaxSeed = std::numeric_limits<Index>::max();
-
-  // ---- structure ----
-
-  bool expect_map(const YamlNode& node, const std::string& path) {
-    if (node.kind == YamlNode::Kind::map) return true;
-    errors_.add(node.place, path, fmt::format("got {}, expected a map of keys", found(node)));
-    return false;
-  }
-
-  void check_keys(const YamlNode& map, const std::string& path,
-                  const std::vector<std::string>& known) {
-    for (const auto& [key, value] : map.entries)
-      if (std::find(known.begin(), known.end(), key.text) == known.end())
-        unknown_key(key, path, known, fmt::format("known: {}", fmt::join(known, ", ")));
-  }
-
-  // The nearest key, or else what there is.
-  void unknown_key(const YamlNode& key, const std::string& path,
-                   const std::vector<std::string>& known, const std::string& otherwise) {
-    const std::string near = did_you_mean(key.text, known);
-    errors_.add(key.place, path,
-                fmt::format("unknown key {}{}", quoted_for_message(key.text),
-                            near.empty() ? "; " + otherwise : near));
-  }
-
-  template <class Read>
-  void read_one(const YamlNode& map, const std::string& path, const std::string& key,
-                const Read& read) {
-    if (const YamlNode* node = map.find(key)) read(*node, join_path(path, key));
-  }
-
-  // A scalar or a non-empty list of distinct scalars.
-  template <class T, class Read>
-  Axis<T> values(const YamlNode& node, const std::string& path, const Read& read) {
-    Axis<T> list;
-    std::map<T, YamlPlace> seen;
-    const auto take = [&](const YamlNode& item, const std::string& item_path) {
-      const std::optional<T> value = read(item, item_path);
-      if (!value) return;
-      if (const auto [first, added] = seen.emplace(*value, item.place); added) {
-        list.push_back({*value, item.place, item_path});
-      } else {
-        errors_.add(item.place, item_path,
-                    fmt::format("got {} again (first at {}); a value may stand once in a list",
-                                quoted_for_message(item.text), errors_.at(first->second)));
-      }
-    };
-    if (node.kind != YamlNode::Kind::sequence) {
-      take(node, path);
-      return list;
-    }
-    if (node.items.empty())
-      errors_.add(node.place, path, "got an empty list, expected at least one value");
-    for (std::size_t i = 0; i < node.items.size(); ++i)
-      take(node.items[i], fmt::format("{}[{}]", path, i));
-    return list;
-  }
-
-  // values() of a key, or the default when the key is missing.
-  template <class T, class Read>
-  Axis<T> axis(const YamlNode& map, const std::string& path, const std::string& key,
-               const T& fallback, const Read& read) {
-    const std::string key_path = join_path(path, key);
-    const YamlNode* node = map.find(key);
-    if (node == nullptr) return {{fallback, map.place, key_path}};
-    return values<T>(*node, key_path, read);
-  }
-
-  // ---- scalars ----
-
-  void refuse(const YamlNode& node, const std::string& path, const std::string& expected) {
-    const std::string hint = node.kind == YamlNode::Kind::scalar ? number_hint(node.text) : "";
-    errors_.add(node.place, path,
-                fmt::format("got {}, expected {}{}", found(node), expected, hint));
-  }
-
-  std::optional<ParamValue> value_of(const YamlNode& node, const std::string& path,
-                                     const ParamSpec& spec) {
-    const bool scalar = node.kind == YamlNode::Kind::scalar, plain = scalar && !node.quoted;
-    std::optional<ParamValue> value;
-    if (spec.type == ParamType::boolean && plain && (node.text == "true" || node.text == "false")) {
-      value = node.text == "true";
-    } else if (spec.type == ParamType::integer && plain) {
-      if (const auto number = integer_of(node.text)) value = *number;
-    } else if (spec.type == ParamType::real && plain) {
-      if (const auto number = real_of(node.text)) value = *number;
-    } else if ((spec.type == ParamType::text || spec.type == ParamType::choice) && scalar) {
-      if (!check_text(node, path)) return std::nullopt;
-      value = node.text;
-    }
-    if (value) {
-      try {
-        return spec.checked(*value);
-      } catch (const UserError&) {
-        if (spec.type == ParamType::choice) {
-          refuse(node, path, spec.expected() + did_you_mean(node.text, spec.choices));
-          return std::nullopt;
-        }
-      }
-    }
-    refuse(node, path, spec.expected());
-    return std::nullopt;
-  }
-
-  // Text that may stand in a row: one line, and no ';', which separates settings there.
-  bool check_text(const YamlNode& node, const std::string& path) {
-    if (node.text.size() <= kLongestText && !has_control_character(node.text) &&
-        node.text.find(';') == std::string::npos)
-      return true;
-    refuse(node, path, fmt::format("one line of at most {} bytes without ';'", kLongestText));
-    return false;
-  }
-
-  std::optional<Index> integer(const YamlNode& node, const std::string& path, Index min,
-                               Index max) {
-    if (node.kind == YamlNode::Kind::scalar && !node.quoted)
-      if (const auto value = integer_of(node.text); value && *value >= min && *value <= max)
-        return value;
-    refuse(node, path, fmt::format("an integer in [{}, {}]", min, max));
-    return std::nullopt;
-  }
-
-  std::optional<bool> boolean(const YamlNode& node, const std::string& path) {
-    const auto value = value_of(node, path, {.name = "", .type = ParamType::boolean, .help = ""});
-    return value ? std::optional(std::get<bool>(*value)) : std::nullopt;
-  }
 
   // ---- sections ----
 
@@ -625,13 +390,11 @@ class Reader {
             return unknown_name(name, path, "task", Registry::instance().tasks());
           task.params =
               read_params(item, path, task.entry->info.name, task.entry->params, kTaskKeys);
-          task.passes = passes(item, path);
           tasks->push_back(std::move(task));
         });
   }
 
   std::filesystem::path folder_;  // of the config
-  ConfigErrors& errors_;
   bool plugin_failed_ = false;
 };
 

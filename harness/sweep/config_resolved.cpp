@@ -53,7 +53,7 @@ std::string resolved_yaml(const Sweep& sweep) {
   const MeasureOptions& m = sweep.measure;
   const ErrorOptions& e = sweep.error;
   const auto real = [](double value) { return to_string(ParamValue(value)); };
-  std::string y = fmt::format("name: {}\n", sweep.name);
+  std::string y = fmt::format("name: {}\n", quoted(sweep.name));
   if (!sweep.description.empty()) y += fmt::format("description: {}\n", quoted(sweep.description));
   y += fmt::format("seed: {}\nseeds: {}\nrounds: {}\n", sweep.seed,
                    list(sweep.seeds, [](Seed s) { return fmt::format("{}", s); }), sweep.rounds);
@@ -83,11 +83,8 @@ std::string resolved_yaml(const Sweep& sweep) {
     y += "}\n";
   }
   y += "tasks:\n";
-  for (const TaskSweep& task : sweep.tasks) {
-    y += fmt::format("  - {{name: {}{}", task.entry->info.name, params_text(task.params));
-    if (!task.passes.empty()) y += fmt::format(", passes: {}", list(task.passes, pass_name));
-    y += "}\n";
-  }
+  for (const TaskSweep& task : sweep.tasks)
+    y += fmt::format("  - {{name: {}{}}}\n", task.entry->info.name, params_text(task.params));
   y += fmt::format(
       "measure:\n  min_time_s: {}\n  repetitions: {}\n  warmup_s: {}\n  input_sets: {}\n"
       "  decode_tokens: {}\n  max_spread: {}\n  timeout_s: {}\n  memory_limit_mb: {}\n  pin: {}\n",

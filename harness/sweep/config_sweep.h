@@ -45,7 +45,6 @@ struct TaskSweep {
   YamlPlace place;
   std::string path;
   std::vector<ParamAxis> params;
-  Axis<Pass> passes;  // empty = those of the config
 };
 
 struct ProblemSweep {

@@ -73,7 +73,7 @@ methods:
      max_n: 300, passes: forward, threads: 2}
 tasks:
   - {name: fixture_data, needles: [1, 4], temperature: 0.7}
-  - {name: fixture_fixed, length: 99, passes: [forward, backward]}
+  - {name: fixture_fixed, length: 99}
 measure: {min_time_s: 0.001, repetitions: 3, warmup_s: 0, input_sets: 2, decode_tokens: 8,
           max_spread: 0.2, timeout_s: 10.5, memory_limit_mb: 100, pin: true}
 error: {max_gflop: 1, rows: 16, matrix_rows: 0, top_k: 4}
@@ -156,6 +156,17 @@ TEST_CASE("the resolved config reads back to the same cells and to itself", "[co
   }
 }
 
+TEST_CASE("words that YAML reads as something else survive as names and texts", "[config]") {
+  for (const char* word : {"null", "true", "12", "no"}) {
+    const Config config =
+        loaded(minimal("[{name: fixture_window, note: \"" + std::string(word) + "\"}]"),
+               {"name=\"" + std::string(word) + "\""});
+    CHECK(config.name == word);
+    CHECK(loaded(config.resolved_yaml).name == word);
+    CHECK(ids(loaded(config.resolved_yaml)) == ids(config));
+  }
+}
+
 TEST_CASE("the identity of cells does not change by accident", "[config]") {
   // A change of these ids makes every stored result unfindable: it needs a good reason.
   const Config config = loaded(
@@ -183,22 +194,17 @@ TEST_CASE("default labels name the parameters that differ", "[config]") {
                               "passes: backward}]"))) == Labels{"fixture_plain"});
 }
 
-TEST_CASE("an entry's passes and threads replace those of the config", "[config]") {
+TEST_CASE("a method entry's passes and threads replace those of the config", "[config]") {
   const Config config = loaded(
       minimal("[fixture_plain, {name: fixture_window, passes: [forward, decode], threads: [2, 4]}]",
-              "[fixture_data, {name: fixture_fixed, passes: [decode, backward]}]", "{n: 256}",
-              "passes: [forward, backward]\n"));
+              "[fixture_data]", "{n: 256}", "passes: [forward, backward]\n"));
   std::multiset<std::string> found;
   for (const Cell& cell : config.cells)
-    found.insert(cell.method + " " + cell.task + " " + std::string(name(cell.pass)) + " " +
+    found.insert(cell.method + " " + std::string(name(cell.pass)) + " " +
                  std::to_string(cell.threads));
-  CHECK(found ==
-        std::multiset<std::string>{
-            "fixture_plain fixture_data forward 1", "fixture_plain fixture_data backward 1",
-            "fixture_plain fixture_fixed decode 1", "fixture_plain fixture_fixed backward 1",
-            "fixture_window fixture_data forward 2", "fixture_window fixture_data forward 4",
-            "fixture_window fixture_data decode 2", "fixture_window fixture_data decode 4",
-            "fixture_window fixture_fixed decode 2", "fixture_window fixture_fixed decode 4"});
+  CHECK(found == std::multiset<std::string>{"fixture_plain forward 1", "fixture_plain backward 1",
+                                            "fixture_window forward 2", "fixture_window forward 4",
+                                            "fixture_window decode 2", "fixture_window decode 4"});
 }
 
 TEST_CASE("combinations that a method does not support stay cells", "[config]") {
@@ -300,7 +306,7 @@ TEST_CASE("a real may be written as an integer, and numbers keep every digit", "
 
 TEST_CASE("a million cells are the limit", "[config]") {
   std::string sizes = "1";
-  for (int i = 2; i <= 1000; ++i) sizes += "," + std::to_string(i);
+  for (int i = 2; i <= 1000; ++i) sizes += fmt::format(",{}", i);
   CHECK_THROWS_WITH(loaded(minimal("[fixture_plain]", "[fixture_data]",
                                    "{n: [" + sizes + "], heads: [" + sizes +
                                        "], causal: [true, "
@@ -309,6 +315,16 @@ TEST_CASE("a million cells are the limit", "[config]") {
   const Config config = loaded(
       minimal("[fixture_plain]", "[fixture_data]", "{n: [" + sizes + "], causal: [true, false]}"));
   CHECK(config.cells.size() == 2000);
+}
+
+TEST_CASE("a list that cannot be read does not let the others multiply", "[config]") {
+  std::string window = "1", ratio = "0";
+  for (int i = 2; i <= 4096; ++i) window += fmt::format(",{}", i);
+  for (int i = 1; i <= 4096; ++i) ratio += fmt::format(",{}", i / 8192.0);
+  CHECK_THROWS_WITH(loaded(minimal(fmt::format("[fixture_plain, {{name: fixture_window, window: "
+                                               "[{}], ratio: [{}], mode: quick}}]",
+                                               window, ratio))),
+                    Catch::Contains("got \"quick\", expected one of: fast, slow, careful"));
 }
 
 TEST_CASE("every field of the measure and error options has a key", "[config]") {
