@@ -79,9 +79,8 @@ void ErrorSums::add(const BasicTensorView<const double>& exact, ConstTensorView 
       const double e2 = e.squaredNorm(), g2 = converted.squaredNorm();
       norm2 += e2;
       error2_ += difference.squaredNorm();
-      // maxCoeff passes over a NaN: `got` is finite by contract, and this keeps a NaN visible.
-      const double largest = difference.cwiseAbs().maxCoeff();
-      if (!(largest <= max_abs_)) max_abs_ = largest;
+      // maxCoeff passes over a NaN; error2_ keeps it, and metrics() looks there.
+      max_abs_ = std::max(max_abs_, difference.cwiseAbs().maxCoeff());
       if (e2 > 0 && g2 > 0) {
         cosine_ += e.dot(converted) / std::sqrt(e2 * g2);
       } else if (e2 == 0 && g2 == 0) {
@@ -100,6 +99,11 @@ void ErrorSums::add(const BasicTensorView<const double>& exact, ConstTensorView 
 ErrorMetrics ErrorSums::metrics() const {
   ErrorMetrics m;
   m.rows = rows_;
+  if (!std::isfinite(error2_) || !std::isfinite(exact2_)) {
+    m.relative_defined = false;
+    m.relative = m.max_abs = m.cosine = std::numeric_limits<double>::quiet_NaN();
+    return m;
+  }
   m.max_abs = max_abs_;
   m.cosine = rows_ > 0 ? cosine_ / static_cast<double>(rows_) : 0;
   if (exact2_ > 0) {

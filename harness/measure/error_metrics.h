@@ -27,8 +27,8 @@ OutputState output_state(ConstTensorView tensor);
 std::string describe(const OutputState& state, ConstTensorView tensor, std::string_view what);
 
 struct ErrorMetrics {
-  double relative = 0;  // ||got - exact||_F / ||exact||_F; empty when that is not a number
-  bool relative_defined = true;
+  double relative = 0;           // ||got - exact||_F / ||exact||_F
+  bool relative_defined = true;  // false: exact is zero and got is not, or something is not finite
   double max_abs = 0;
   double cosine = 0;  // mean over rows; a zero row against a zero row counts 1, else 0
   Index rows = 0;
