@@ -148,3 +148,9 @@ TEST_CASE("divergence and top-k mass of worked rows", "[error_metrics]") {
   CHECK_FALSE(bad.add(exact, negative, 1));
   CHECK_FALSE(bad.metrics().has_value());
 }
+
+TEST_CASE("a row without direction does not count in the cosine", "[error_metrics]") {
+  const TensorD exact = exact_tensor({1, 0, 1e-17, 0, 0, 2}, 3, 2);
+  CHECK(compare(exact, tensor({1, 0, 0, 1e-9f, 0, 2}, 3, 2)).cosine == Approx(1));
+  CHECK(compare(exact, tensor({1, 0, 0, 0, 0, 0}, 3, 2)).cosine == Approx(0.5));
+}
