@@ -1,6 +1,5 @@
 #include "harness/measure/checksum.h"
 
-#include <bit>
 #include <cstring>
 
 namespace subquad {
@@ -9,7 +8,9 @@ namespace {
 constexpr std::uint64_t kOdd = 0x9e3779b97f4a7c15, kMix = 0xbf58476d1ce4e5b9;
 
 std::uint64_t mix(std::uint64_t state, std::uint64_t word) {
-  return std::rotl((state ^ word) * kOdd, 29);
+  // The shift brings high bits down: a changed top bit must not cancel against the next word.
+  state = (state ^ word) * kOdd;
+  return state ^ (state >> 32);
 }
 
 }  // namespace

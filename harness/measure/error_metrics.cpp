@@ -64,6 +64,10 @@ void ErrorSums::add(const BasicTensorView<const double>& exact, ConstTensorView 
                 "{} against {}", got.shape().str(), exact.shape().str());
   SUBQUAD_CHECK(!rows.empty() || got.n() == exact.n(), "{} against {}", got.shape().str(),
                 exact.shape().str());
+  // Rounding decides the direction of a row that is nearly zero among others that are not.
+  const Eigen::Map<const VectorD> all(exact.data(), exact.size());
+  const double total_rows = static_cast<double>(exact.batch() * exact.heads() * exact.n());
+  const double negligible2 = exact.n() > 0 ? 1e-18 * all.squaredNorm() / total_rows : 0;
   const auto row_of = [](const double* p, Index n) { return Eigen::Map<const VectorD>(p, n); };
   for (Index bh = 0; bh < exact.batch() * exact.heads(); ++bh) {
     const double* exact_head = exact.data() + bh * exact.n() * d;
@@ -79,13 +83,11 @@ void ErrorSums::add(const BasicTensorView<const double>& exact, ConstTensorView 
       const double e2 = e.squaredNorm(), g2 = converted.squaredNorm();
       norm2 += e2;
       error2_ += difference.squaredNorm();
-      // maxCoeff passes over a NaN: `got` is finite by contract, and this keeps a NaN visible.
-      const double largest = difference.cwiseAbs().maxCoeff();
-      if (!(largest <= max_abs_)) max_abs_ = largest;
-      if (e2 > 0 && g2 > 0) {
-        cosine_ += e.dot(converted) / std::sqrt(e2 * g2);
-      } else if (e2 == 0 && g2 == 0) {
-        cosine_ += 1;
+      // maxCoeff passes over a NaN; error2_ keeps it, and metrics() looks there.
+      max_abs_ = std::max(max_abs_, difference.cwiseAbs().maxCoeff());
+      if (e2 > negligible2) {
+        ++directed_rows_;
+        if (g2 > 0) cosine_ += e.dot(converted) / std::sqrt(e2 * g2);
       }
       sum += e;
     }
@@ -100,8 +102,15 @@ void ErrorSums::add(const BasicTensorView<const double>& exact, ConstTensorView 
 ErrorMetrics ErrorSums::metrics() const {
   ErrorMetrics m;
   m.rows = rows_;
+  if (!std::isfinite(error2_) || !std::isfinite(exact2_)) {
+    m.relative_defined = false;
+    m.relative = m.max_abs = m.cosine = std::numeric_limits<double>::quiet_NaN();
+    return m;
+  }
   m.max_abs = max_abs_;
-  m.cosine = rows_ > 0 ? cosine_ / static_cast<double>(rows_) : 0;
+  m.cosine = directed_rows_ > 0 ? cosine_ / static_cast<double>(directed_rows_)
+             : error2_ == 0     ? 1
+                                : 0;
   if (exact2_ > 0) {
     m.relative = std::sqrt(error2_ / exact2_);
   } else {

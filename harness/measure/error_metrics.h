@@ -27,10 +27,12 @@ OutputState output_state(ConstTensorView tensor);
 std::string describe(const OutputState& state, ConstTensorView tensor, std::string_view what);
 
 struct ErrorMetrics {
-  double relative = 0;  // ||got - exact||_F / ||exact||_F; empty when that is not a number
-  bool relative_defined = true;
+  double relative = 0;           // ||got - exact||_F / ||exact||_F
+  bool relative_defined = true;  // false: exact is zero and got is not, or something is not finite
   double max_abs = 0;
-  double cosine = 0;  // mean over rows; a zero row against a zero row counts 1, else 0
+  // Mean over the rows that have a direction (norm above 1e-9 of the rms row); a zero row of the
+  // output counts 0 there.
+  double cosine = 0;
   Index rows = 0;
   // ||exact - (mean row of its head)||_F / ||exact||_F: what a method that writes one constant row
   // would be off by. Small means that the comparison proves little.
@@ -53,7 +55,7 @@ class ErrorSums {
 
  private:
   double error2_ = 0, exact2_ = 0, constant2_ = 0, max_abs_ = 0, cosine_ = 0;
-  Index rows_ = 0, most_rows_per_head_ = 0;
+  Index rows_ = 0, directed_rows_ = 0, most_rows_per_head_ = 0;
 };
 
 // Relative Frobenius difference ||a - b|| / ||b||; 0 for equal tensors, infinity when undefined.

@@ -61,6 +61,12 @@ class Loop {
 
   // One repetition, or one of the runs that find the number of iterations.
   void run(benchmark::State& state) {
+    // After one failure all must fail: the library's statistics crash on a failed first repetition
+    // before good ones (its issue 1406).
+    if (error_) {
+      state.SkipWithError("exception");
+      return;
+    }
     try {
       if (timed_.before_repetition) timed_.before_repetition();
       const Index first = next_;
@@ -78,7 +84,7 @@ class Loop {
       if (timed_.after_repetition) timed_.after_repetition(first, next_ - first);
     } catch (...) {
       // The library is not made for exceptions that pass through it.
-      if (!error_) error_ = std::current_exception();
+      error_ = std::current_exception();
       state.SkipWithError("exception");
     }
   }
