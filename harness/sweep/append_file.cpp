@@ -3,9 +3,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
-#include <chrono>
 #include <cstring>
-#include <thread>
 
 namespace subquad {
 
@@ -48,12 +46,10 @@ void AppendFile::truncate(off_t size) {
 }
 
 void AppendFile::append(std::string_view lines) {
-  constexpr std::chrono::milliseconds kPauses[] = {std::chrono::milliseconds(20),
-                                                   std::chrono::milliseconds(100),
-                                                   std::chrono::milliseconds(400)};
+  constexpr useconds_t kPauses[] = {20000, 100000, 400000};
   std::string failure;
   for (int attempt = 0; attempt <= 3; ++attempt) {
-    if (attempt > 0) std::this_thread::sleep_for(kPauses[attempt - 1]);
+    if (attempt > 0) calls_.pause(kPauses[attempt - 1]);
     const ssize_t written = calls_.write(fd_, lines.data(), lines.size());
     if (written == static_cast<ssize_t>(lines.size())) {
       if (durability_ == Durability::process_death || calls_.fdatasync(fd_) == 0) {

@@ -19,6 +19,7 @@ struct FileCalls {
   std::function<int(int)> fdatasync = ::fdatasync;
   std::function<int(int, off_t)> ftruncate = ::ftruncate;
   std::function<int(int)> close = ::close;
+  std::function<int(useconds_t)> pause = ::usleep;  // before another try
 };
 
 enum class Durability {

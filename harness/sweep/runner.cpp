@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -100,7 +101,7 @@ class Sweep {
   RunDirectory directory_;
   ResultsStore store_;
   AttemptsLog attempts_;
-  AppendFile worker_log_;
+  std::optional<AppendFile> worker_log_;                  // made when a worker prints something
   std::map<Key, Status> status_;                          // of the last row of every cell and round
   std::map<std::string, std::string> failed_references_;  // id -> why
   std::map<std::string, std::size_t> doubts_;             // flag -> rows of this run
@@ -128,8 +129,7 @@ Sweep::Sweep(const Config& config, const RunOptions& options, const Provenance& 
       directory_(options.directory, Plan{{ids_.begin(), ids_.end()}, config.rounds},
                  options.existing, options.follow_links),
       store_(directory_.fd(), directory_.path(), options.file_calls),
-      attempts_(directory_.fd(), directory_.path(), options.file_calls),
-      worker_log_(directory_.fd(), directory_.path(), "worker.log", Durability::process_death) {}
+      attempts_(directory_.fd(), directory_.path(), options.file_calls) {}
 
 void Sweep::read_earlier_rows() {
   std::size_t other_build = 0, other_machine = 0;
@@ -204,7 +204,10 @@ ProcessSpec Sweep::spec_for(const Job& job) const {
 void Sweep::keep_log(const std::string& title, const std::string& log) {
   if (log.empty()) return;
   try {
-    worker_log_.append(
+    if (!worker_log_)
+      worker_log_.emplace(directory_.fd(), directory_.path(), "worker.log",
+                          Durability::process_death);
+    worker_log_->append(
         fmt::format("==== {} {}\n{}{}", utc_time(), title, log, log.ends_with('\n') ? "" : "\n"));
   } catch (const StorageError& error) {
     warnings_.push_back(error.what());  // what a method printed is no result
@@ -341,7 +344,7 @@ RunReport Sweep::run() {
   const RunReport result = report();
   if (result.complete()) directory_.remove_cache();
   attempts_.close();
-  worker_log_.close();
+  if (worker_log_) worker_log_->close();
   store_.close();
   return result;
 }
