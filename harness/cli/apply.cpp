@@ -2,7 +2,6 @@
 #include <fmt/core.h>
 #include <omp.h>
 
-#include <CLI/Validators.hpp>
 #include <cmath>
 #include <memory>
 
@@ -56,15 +55,16 @@ Array read(const std::string& path) {
 void need_equal(bool equal, const char* name, const std::string& path, const Array& array,
                 const std::string& what) {
   if (!equal)
-    throw UserError(fmt::format("--{} {}: shape {}, expected {}", name, path, shape_text(array), what));
+    throw UserError(
+        fmt::format("--{} {}: shape {}, expected {}", name, path, shape_text(array), what));
 }
 
 void write(const std::string& path, const Tensor& tensor, int axes) {
   write_npy(path, tensor, axes);
   for (Index i = 0; i < tensor.size(); ++i)
     if (!std::isfinite(tensor.data()[i]))
-      throw std::runtime_error(fmt::format("{}: element {} of {} is {}", path, i, tensor.size(),
-                                           tensor.data()[i]));
+      throw std::runtime_error(
+          fmt::format("{}: element {} of {} is {}", path, i, tensor.size(), tensor.data()[i]));
 }
 
 void run(const Options& options) {
@@ -77,8 +77,8 @@ void run(const Options& options) {
   if (options.dout.empty() != options.grad_prefix.empty())
     throw UserError("--dout and --grad-prefix go together");
   if (entry.info.uses_hidden && options.x.empty())
-    throw UserError(fmt::format("{} needs the layer's input: --x X.npy [batch, n, d_model]",
-                                entry.info.name));
+    throw UserError(
+        fmt::format("{} needs the layer's input: --x X.npy [batch, n, d_model]", entry.info.name));
 
   const Array q = read(options.q), k = read(options.k), v = read(options.v);
   const Shape &qs = q.tensor.shape(), &ks = k.tensor.shape(), &vs = v.tensor.shape();
@@ -86,8 +86,7 @@ void run(const Options& options) {
              options.k, k, fmt::format("that of q {} but for the length", shape_text(q)));
   need_equal(v.axes == k.axes && vs.batch == ks.batch && vs.heads == ks.heads && vs.n == ks.n, "v",
              options.v, v, fmt::format("that of k {} but for the width", shape_text(k)));
-  const Problem problem{qs.batch, qs.heads, qs.n,           ks.n,
-                        qs.d,     vs.d,     options.causal, options.scale};
+  const Problem problem{qs.batch, qs.heads, qs.n, ks.n, qs.d, vs.d, options.causal, options.scale};
   if (const std::string reason = invalid_reason(problem); !reason.empty())
     throw UserError(fmt::format("{}: {}", options.q, reason));
   const bool gradients = !options.dout.empty();
@@ -145,13 +144,15 @@ void run(const Options& options) {
 
 void add_apply(CLI::App& app, int*) {
   const auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("apply", "Run a method on arrays of your own (.npy files)");
+  CLI::App* command =
+      app.add_subcommand("apply", "Run a method on arrays of your own (.npy files)");
   command->add_option("method", options->method, "Registered name")->required();
   command->add_option("--q", options->q, "Queries [batch, heads, n, d_k], or fewer leading axes")
       ->required();
   command->add_option("--k", options->k, "Keys, as q but for the length")->required();
   command->add_option("--v", options->v, "Values, as k but for the width")->required();
-  command->add_option("--x", options->x, "Layer input [batch, n, d_model], where a method needs it");
+  command->add_option("--x", options->x,
+                      "Layer input [batch, n, d_model], where a method needs it");
   command->add_option("-o,--out", options->out, "Output, with as many axes as q")->required();
   command->add_flag("--causal", options->causal, "Query i sees keys j <= i + n_kv - n");
   command->add_option("--scale", options->scale, "Factor on the logits; default 1 / sqrt(d_k)");

@@ -20,8 +20,12 @@ ordered_json declared(const std::vector<ParamSpec>& specs) {
 ordered_json declared(const ParamSpec& spec) {
   ordered_json json = {{"name", spec.name}, {"type", name(spec.type)}};
   std::visit([&](const auto& value) { json["default"] = value; }, spec.default_value);
-  if (std::isfinite(spec.min)) json["min"] = spec.min;
-  if (std::isfinite(spec.max)) json["max"] = spec.max;
+  const auto bound = [&](double value) {
+    return spec.type == ParamType::integer ? ordered_json(static_cast<Index>(value))
+                                           : ordered_json(value);
+  };
+  if (std::isfinite(spec.min)) json["min"] = bound(spec.min);
+  if (std::isfinite(spec.max)) json["max"] = bound(spec.max);
   if (!spec.choices.empty()) json["choices"] = spec.choices;
   json["help"] = spec.help;
   return json;
@@ -65,10 +69,10 @@ ordered_json declared(const MethodEntry& entry) {
 }
 
 ordered_json declared(const TaskEntry& entry) {
-  return {{"name", entry.info.name},       {"kind", "task"},
-          {"source", entry.info.source},   {"summary", entry.info.summary},
+  return {{"name", entry.info.name},         {"kind", "task"},
+          {"source", entry.info.source},     {"summary", entry.info.summary},
           {"labelled", entry.info.labelled}, {"parameters", declared(entry.params)},
-          {"notes", entry.info.notes},     {"file", entry.file}};
+          {"notes", entry.info.notes},       {"file", entry.file}};
 }
 
 }  // namespace subquad

@@ -1,4 +1,5 @@
-// What methods and tasks declare about themselves, as JSON: for `list --json` and `describe --json`.
+// What methods and tasks declare about themselves, as JSON: for `list --json` and `describe
+// --json`.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>

@@ -2,7 +2,6 @@
 #include <fmt/core.h>
 #include <fmt/ranges.h>
 
-#include <CLI/Validators.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -111,11 +110,12 @@ void print(const MethodEntry& entry, const Settings& settings, Index n) {
     fmt::print("    not supported: {}\n", reason);
   } else {
     const auto figures = sample_figures(*method, problem);
-    fmt::print("{}", format_table({{"keys per query", count(figures["keys_per_query"], "")},
-                                   {"state", count(figures["state_bytes"], " bytes")},
-                                   {"extra memory, forward", count(figures["extra_bytes"], " bytes")},
-                                   {"operations, forward", count(figures["flops"], "")}},
-                                  "    "));
+    fmt::print("{}",
+               format_table({{"keys per query", count(figures["keys_per_query"], "")},
+                             {"state", count(figures["state_bytes"], " bytes")},
+                             {"extra memory, forward", count(figures["extra_bytes"], " bytes")},
+                             {"operations, forward", count(figures["flops"], "")}},
+                            "    "));
   }
   print_notes(info.notes);
 }
@@ -123,11 +123,12 @@ void print(const MethodEntry& entry, const Settings& settings, Index n) {
 void print(const TaskEntry& entry) {
   const TaskInfo& info = entry.info;
   fmt::print("{}: {}\n", info.name, info.summary);
-  fmt::print("{}", format_table({{"kind", "task"},
-                                 {"source", info.source.empty() ? "-" : info.source},
-                                 {"labels", info.labelled ? "yes: models can be trained on it" : "no"},
-                                 {"registered in", entry.file}},
-                                "  "));
+  fmt::print("{}",
+             format_table({{"kind", "task"},
+                           {"source", info.source.empty() ? "-" : info.source},
+                           {"labels", info.labelled ? "yes: models can be trained on it" : "no"},
+                           {"registered in", entry.file}},
+                          "  "));
   print_params(entry.params);
   print_notes(info.notes);
 }

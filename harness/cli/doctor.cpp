@@ -2,14 +2,13 @@
 #include <fmt/core.h>
 #include <fmt/ranges.h>
 
-#include <CLI/Validators.hpp>
 #include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "harness/cli/options.h"
 #include "harness/measure/machine.h"
-#include "harness/measure/steadiness.h"
+#include "harness/measure/machine_check.h"
 
 namespace subquad {
 namespace {
@@ -44,7 +43,8 @@ std::string bytes(double count) {
 bool plots_can_be_drawn() {
   // A fixed command line: nothing of it comes from the user.
   for (const char* python : {"/usr/bin/python3", "python3"}) {
-    const std::string command = fmt::format("{} -c 'import matplotlib, pandas' >/dev/null 2>&1", python);
+    const std::string command =
+        fmt::format("{} -c 'import matplotlib, pandas' >/dev/null 2>&1", python);
     if (std::system(command.c_str()) == 0) return true;
   }
   return false;
@@ -113,10 +113,10 @@ void print(const json& machine, const DoctorFacts& facts) {
            {"cores", fmt::format("{} logical, {} physical, {} sockets", text(cpu["logical"]),
                                  text(cpu["cores"]), text(cpu["sockets"]))},
            {"caches", caches.empty() ? "not known" : caches},
-           {"memory", fmt::format("{}, {} free; huge pages {}",
-                                  bytes(memory["total_bytes"].get<double>()),
-                                  bytes(memory["available_bytes"].get<double>()),
-                                  text(memory["transparent_huge_pages"]))},
+           {"memory",
+            fmt::format("{}, {} free; huge pages {}", bytes(memory["total_bytes"].get<double>()),
+                        bytes(memory["available_bytes"].get<double>()),
+                        text(memory["transparent_huge_pages"]))},
            {"system", fmt::format("{}, {}", text(machine["system"]["os"]),
                                   text(machine["system"]["kernel"]))},
            {"frequency", fmt::format("governor {}, turbo {}; measured {:.0f} MHz at rest, {:.0f} "
@@ -131,10 +131,11 @@ void print(const json& machine, const DoctorFacts& facts) {
            {"peak", fmt::format("{:.0f} GFLOP/s multiply-add on one core", speed.fma_gflops)},
            {"matrix product", fmt::format("{:.0f} GFLOP/s on one core, {:.0f} % of that peak",
                                           speed.gemm_gflops, 100 * speed.gemm_share())},
-           {"noise", fmt::format("{} samples of {:.3f} ms: spread {:.2f} %, fastest {:.3f}, slowest "
-                                 "{:.3f} ms, drift {:+.2f} %",
-                                 noise.samples, 1e3 * noise.median_s, 100 * noise.spread,
-                                 1e3 * noise.min_s, 1e3 * noise.max_s, 100 * noise.drift)},
+           {"noise",
+            fmt::format("{} samples of {:.3f} ms: spread {:.2f} %, fastest {:.3f}, slowest "
+                        "{:.3f} ms, drift {:+.2f} %",
+                        noise.samples, 1e3 * noise.median_s, 100 * noise.spread, 1e3 * noise.min_s,
+                        1e3 * noise.max_s, 100 * noise.drift)},
            {"disturbance",
             fmt::format("steal {:.2f} %, {} involuntary switches, up to {} other runnable tasks",
                         100 * noise.steal_share, noise.involuntary_switches, noise.runnable)},

@@ -28,7 +28,8 @@ void run(const Options& options) {
     nlohmann::ordered_json json;
     if (methods) {
       json["methods"] = nlohmann::ordered_json::array();
-      for (const MethodEntry* entry : registry.methods()) json["methods"].push_back(declared(*entry));
+      for (const MethodEntry* entry : registry.methods())
+        json["methods"].push_back(declared(*entry));
     }
     if (tasks) {
       json["tasks"] = nlohmann::ordered_json::array();

@@ -1,7 +1,7 @@
 // subquad sample TASK: examples of a task, one JSON object a line.
 #include <fmt/core.h>
 
-#include <CLI/Validators.hpp>
+#include <charconv>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -22,6 +22,14 @@ struct Options {
 
 using nlohmann::ordered_json;
 
+// The double with the fewest digits that reads back as the same float.
+double shortest(float value) {
+  char digits[32];
+  double number = 0;
+  std::from_chars(digits, std::to_chars(digits, digits + sizeof digits, value).ptr, number);
+  return number;
+}
+
 // The values as nested arrays of the shape; axes of size 1 in front are kept.
 ordered_json nested(const ConstTensorView& tensor) {
   ordered_json batches = ordered_json::array();
@@ -31,7 +39,9 @@ ordered_json nested(const ConstTensorView& tensor) {
       ordered_json rows = ordered_json::array();
       for (Index i = 0; i < tensor.n(); ++i) {
         const float* row = tensor.head_data(b, h) + i * tensor.d();
-        rows.push_back(std::vector<float>(row, row + tensor.d()));
+        ordered_json values = ordered_json::array();
+        for (Index j = 0; j < tensor.d(); ++j) values.push_back(shortest(row[j]));
+        rows.push_back(std::move(values));
       }
       heads.push_back(std::move(rows));
     }
@@ -49,8 +59,8 @@ ordered_json labelled_example(const Task& task, const Options& options, Split sp
   } else {
     json["tokens"] = ordered_json::array();
     for (Index i = 0; i < batch.inputs; ++i)
-      json["tokens"].push_back(std::vector<std::int32_t>(
-          batch.tokens.begin() + i * batch.n, batch.tokens.begin() + (i + 1) * batch.n));
+      json["tokens"].push_back(std::vector<std::int32_t>(batch.tokens.begin() + i * batch.n,
+                                                         batch.tokens.begin() + (i + 1) * batch.n));
   }
   json["labels"] = batch.labels;
   if (!batch.lengths.empty()) json["lengths"] = batch.lengths;
@@ -102,7 +112,8 @@ void run(const Options& options) {
 
 void add_sample(CLI::App& app, int*) {
   const auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("sample", "Print examples of a task, one JSON object a line");
+  CLI::App* command =
+      app.add_subcommand("sample", "Print examples of a task, one JSON object a line");
   command->add_option("task", options->task, "Registered name")->required();
   command->add_option("--count", options->count, "Examples")->check(CLI::Range(1, 1000000));
   command->add_option("--n", options->n, "Length; default 64 for tokens, 8 for q, k, v")

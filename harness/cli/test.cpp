@@ -1,4 +1,5 @@
-// subquad test NAME...: the checks that follow from what a method declares, without a line of its own.
+// subquad test NAME...: the checks that follow from what a method declares, without a line of its
+// own.
 #include <fmt/core.h>
 
 #include <memory>

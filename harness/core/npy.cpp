@@ -348,11 +348,13 @@ void write_all(int fd, const void* from, std::size_t count, const std::string& p
   }
 }
 
-void write_contents(int fd, const std::string& path, const ConstTensorView& tensor) {
+void write_contents(int fd, const std::string& path, const ConstTensorView& tensor, int axes) {
   const Shape& s = tensor.shape();
-  std::string header = fmt::format(
-      "{{'descr': '{}f4', 'fortran_order': False, 'shape': ({}, {}, {}, {}), }}",
-      std::endian::native == std::endian::little ? '<' : '>', s.batch, s.heads, s.n, s.d);
+  std::string header =
+      fmt::format("{{'descr': '{}f4', 'fortran_order': False, 'shape': ({}{}{}, {}), }}",
+                  std::endian::native == std::endian::little ? '<' : '>',
+                  axes == 4 ? fmt::format("{}, ", s.batch) : "",
+                  axes >= 3 ? fmt::format("{}, ", s.heads) : "", s.n, s.d);
   // Magic, version and length take 10 bytes; values begin at a multiple of 64.
   header.resize((10 + header.size() + 1 + 63) / 64 * 64 - 10 - 1, ' ');
   header += '\n';
@@ -401,7 +403,10 @@ Tensor read_npy_tensor(const std::string& path) {
   return tensor;
 }
 
-void write_npy(const std::string& path, const ConstTensorView& tensor) {
+void write_npy(const std::string& path, const ConstTensorView& tensor, int axes) {
+  SUBQUAD_CHECK(axes >= 2 && axes <= 4 && (axes == 4 || tensor.batch() == 1) &&
+                    (axes > 2 || tensor.heads() == 1),
+                "{} axes of {}", axes, tensor.shape().str());
   namespace fs = std::filesystem;
   const auto fail = [&](const char* what) {
     return StorageError(fmt::format("{}: {}: {}", path, what, std::strerror(errno)));
@@ -413,7 +418,7 @@ void write_npy(const std::string& path, const ConstTensorView& tensor) {
     const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC);
     if (fd < 0) throw fail("cannot be opened for writing");
     try {
-      write_contents(fd, path, tensor);
+      write_contents(fd, path, tensor, axes);
     } catch (...) {
       close(fd);
       throw;
@@ -427,7 +432,7 @@ void write_npy(const std::string& path, const ConstTensorView& tensor) {
   const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (fd < 0) throw fail("cannot be created");
   try {
-    write_contents(fd, path, tensor);
+    write_contents(fd, path, tensor, axes);
     if (fsync(fd) != 0) throw fail("cannot be written");
   } catch (...) {
     close(fd);

@@ -23,8 +23,9 @@ std::vector<Index> read_npy_shape(const std::string& path);
 // As read_npy, shaped [batch, heads, n, d]: 4 axes as they are, 3 axes [heads, n, d], 2 axes [n,
 // d].
 Tensor read_npy_tensor(const std::string& path);
-// float32, C order, version 1.0, four axes. StorageError when the file cannot be written entirely;
+// float32, C order, version 1.0, with the last `axes` of the four axes (2 to 4; those left out must
+// have size 1). StorageError when the file cannot be written entirely;
 // the file appears under its name only when it is complete (a temporary file is renamed).
-void write_npy(const std::string& path, const ConstTensorView& tensor);
+void write_npy(const std::string& path, const ConstTensorView& tensor, int axes = 4);
 
 }  // namespace subquad

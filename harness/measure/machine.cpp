@@ -214,7 +214,7 @@ json build() {
 json libraries() {
   return {{"eigen",
            fmt::format("{}.{}.{}", EIGEN_WORLD_VERSION, EIGEN_MAJOR_VERSION, EIGEN_MINOR_VERSION)},
-          {"fftw", std::string(fftwf_version)},
+          {"fftw", std::string(fftwf_version).substr(sizeof "fftw-" - 1)},
           {"fmt", fmt::format("{}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100,
                               FMT_VERSION % 100)},
           {"yaml_cpp", SUBQUAD_YAML_CPP_VERSION},

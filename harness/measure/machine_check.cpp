@@ -1,4 +1,4 @@
-#include "harness/measure/steadiness.h"
+#include "harness/measure/machine_check.h"
 
 #include <benchmark/benchmark.h>
 #include <fmt/core.h>
@@ -69,7 +69,10 @@ double fma_gflops(double seconds) {
   constexpr int kChains = 12;  // more than latency x ports of any core, fewer than 16 registers
   constexpr int kSteps = 10000;
   constexpr double kFlops = 2.0 * kSteps * kChains * (sizeof(Lanes) / sizeof(float));
-  Lanes chains[kChains] = {};
+  // Distinct values from memory that the compiler cannot look into: equal chains would be merged.
+  static volatile float first = 0.25f;
+  Lanes chains[kChains];
+  for (int i = 0; i < kChains; ++i) chains[i] = Lanes{} + first * static_cast<float>(i + 1);
   const Lanes factor = Lanes{} + 0.5f, term = Lanes{} + 1.0f;
   double best = 0;
   for (const double start = now_s(); now_s() - start < seconds;) {
