@@ -2,10 +2,7 @@
 // CLI11 callback, runs it; it returns through `status` (see harness/cli/README.md for the values).
 #pragma once
 
-#include <CLI/App.hpp>
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-#include <CLI/Option.hpp>
+#include <CLI/CLI.hpp>
 
 namespace subquad {
 
