@@ -1,0 +1,70 @@
+// Vectors of the widest kind that the build targets, through the compiler's vector extension: the
+// same source is AVX-512, AVX2, NEON or SSE code. No architecture's intrinsics appear.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "harness/core/types.h"
+
+namespace subquad::engine {
+
+#if defined(__AVX512F__)
+inline constexpr int kLanes = 16;      // floats per vector
+inline constexpr int kRegisters = 32;  // vector registers
+#elif defined(__AVX__)
+inline constexpr int kLanes = 8;
+inline constexpr int kRegisters = 16;
+#elif defined(__aarch64__)
+inline constexpr int kLanes = 4;
+inline constexpr int kRegisters = 32;
+#else
+inline constexpr int kLanes = 4;
+inline constexpr int kRegisters = 16;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef std::int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+
+inline Vec load(const float* p) {  // any alignment
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+inline Vec broadcast(float x) { return x - Vec{}; }
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+inline float horizontal_max(Vec v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i)
+      lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+  return lanes[0];
+}
+inline float horizontal_sum(Vec v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+// 2^x for x <= 0; exactly 0 for x <= -126, -infinity included. Relative error below 1.5e-7.
+// x = integer + f, f in [-1/2, 1/2]: the integer goes into the exponent bits, 2^f is a minimax
+// polynomial of degree 5 (relative error 7.5e-8).
+inline Vec exp2_nonpositive(Vec x) {
+  const Vec shifted = x + 12582912.0f;  // 1.5 * 2^23: the low mantissa bits hold the integer
+  const Vec f = x - (shifted - 12582912.0f);
+  Vec p = f * 0.0013276472f + 0.009675541f;
+  p = p * f + 0.05550713f;
+  p = p * f + 0.2402212f;
+  p = p * f + 0.69314694f;
+  p = p * f + 1.0000001f;
+  const IntVec exponent = reinterpret_cast<IntVec>(shifted) << 23;
+  const Vec value = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p) + exponent);
+  return x < -126.0f ? Vec{} : value;  // a NaN stays a NaN
+}
+
+}  // namespace subquad::engine

@@ -1,0 +1,75 @@
+// Register-blocked products of small tiles: the inner loops of every attention engine.
+//
+//   c[r, :] (+)= sum_t a[r * a_row + t * a_col] * b[t * ldb + :]
+//
+// a is read by broadcasts (any strides, so a transposed tile costs nothing), b by unit-stride
+// vectors, c lives in registers for the whole sum. kProductRows x kProductVectors accumulators
+// leave room for one row of b and one broadcast. Sums of a call start at zero and are added to c
+// once: long sums are thereby blocked, which keeps float32 rounding small.
+#pragma once
+
+#include "methods/engines/simd.h"
+
+namespace subquad::engine {
+
+// Accumulator blocks that fit the register file, by vectors per row; every one divides kRowUnit.
+constexpr int product_rows(int vectors) {
+  if (kRegisters == 32) return vectors >= 4 ? 6 : vectors == 3 ? 8 : 12;
+  return vectors >= 3 ? 4 : vectors == 2 ? 6 : 12;
+}
+inline constexpr int kRowUnit = 24;  // rows of a tile come in multiples of this
+inline constexpr int kProductVectors = kRegisters == 32 ? 4 : 2;  // widest block of columns
+inline constexpr int kPanelVectors = 3;                // vectors per row of a packed panel
+inline constexpr int kPanel = kPanelVectors * kLanes;  // keys per panel
+
+template <int ROWS, int VECTORS, bool ACCUMULATE>
+[[gnu::always_inline]] inline void product_block(const float* __restrict a, Index a_row,
+                                                 Index a_col, Index terms,
+                                                 const float* __restrict b, Index ldb,
+                                                 float* __restrict c, Index ldc) {
+  Vec sum[ROWS][VECTORS];
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) sum[r][v] = Vec{};
+  for (Index t = 0; t < terms; ++t) {
+    Vec row[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) row[v] = load(b + t * ldb + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      const Vec factor = broadcast(a[r * a_row + t * a_col]);
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) sum[r][v] += factor * row[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) {
+      float* const place = c + r * ldc + v * kLanes;
+      if constexpr (ACCUMULATE) sum[r][v] += load(place);
+      store(place, sum[r][v]);
+    }
+}
+
+// Calls body(first column, std::integral_constant<int, vectors>) for blocks that cover `width`
+// floats (a multiple of kLanes).
+template <class Body>
+inline void for_column_blocks(Index width, Body&& body) {
+  Index c = 0;
+  for (; c + kProductVectors * kLanes <= width; c += kProductVectors * kLanes)
+    body(c, std::integral_constant<int, kProductVectors>{});
+  if constexpr (kProductVectors == 4) {
+    if (c + 3 * kLanes <= width) {
+      body(c, std::integral_constant<int, 3>{});
+      c += 3 * kLanes;
+    } else if (c + 2 * kLanes <= width) {
+      body(c, std::integral_constant<int, 2>{});
+      c += 2 * kLanes;
+    }
+  }
+  if (c < width) body(c, std::integral_constant<int, 1>{});
+}
+
+}  // namespace subquad::engine
