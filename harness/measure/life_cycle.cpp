@@ -97,7 +97,9 @@ class LifeCycle {
   // ---- a timed pass ----
 
   void measure() {
-    set_threads(usable_processors());  // for the inputs and, where it is not stored, the reference
+    // Inputs are made by the same team: the idle threads of a larger one would spin beside the
+    // first timed calls.
+    const std::int64_t tasks = start_team();
     run_ = make_pass_run(*method_, entry_.info, *task_,
                          {.problem = cell_.problem,
                           .pass = cell_.pass,
@@ -105,7 +107,6 @@ class LifeCycle {
                           .input_sets = cell_.measure.input_sets,
                           .decode_tokens = cell_.measure.decode_tokens});
     load_reference();
-    const std::int64_t tasks = start_team();
     prepare_and_first_call();
     check_calls();
     judge();
@@ -116,14 +117,11 @@ class LifeCycle {
     probe();
   }
 
-  // From here on with the threads of the cell. Returns the threads of the process.
+  // Starts the threads of the cell. Returns the number of threads of the process then.
   std::int64_t start_team() const {
-    const bool shrinks = cell_.threads < thread_count();
     set_threads(cell_.threads);
     if (cell_.measure.pin) pin_threads(cell_.threads);
     parallel_for(thread_count(), [](Index, int) {});
-    // Threads that a smaller team lets go take a moment to end.
-    if (shrinks && cell_.threads > 1) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     return thread_tasks();
   }
 
@@ -486,7 +484,7 @@ class LifeCycle {
 
   // Trains on sets of its own, then judges the output on the unseen set 0.
   void fit() {
-    set_threads(usable_processors());
+    start_team();
     PassConfig config{.problem = cell_.problem,
                       .pass = Pass::forward,
                       .seed = cell_.seed,
@@ -494,7 +492,6 @@ class LifeCycle {
                       .decode_tokens = 0};
     run_ = make_pass_run(*method_, entry_.info, *task_, config);
     load_reference();
-    start_team();
     fill_outputs(0);
     const std::int64_t before = live_bytes();
     reset_peak();

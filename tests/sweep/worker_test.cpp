@@ -604,8 +604,9 @@ TEST_CASE("exceptions become oom, unsupported or error", "[worker]") {
        },
        Status::oom, "out of memory"},
       {"refuses", [] { throw Unsupported("not today"); }, Status::unsupported, "not today"}};
-  for (const Expected& e : cases)
-    for (const int at : {0, 2, 6}) {  // the check, another set, a timed call
+  for (const Expected& e : cases) {
+    if (e.name == "huge" && !hooks_active()) continue;  // a sanitizer ends the process there
+    for (const int at : {0, 2, 6}) {                    // the check, another set, a timed call
       const JobResult r =
           run_method(wrong_method("throws_" + e.name + std::to_string(at),
                                   [e, at](Honest& m, const Inputs& in, TensorView out, int calls) {
@@ -617,6 +618,7 @@ TEST_CASE("exceptions become oom, unsupported or error", "[worker]") {
       CHECK(r.reason == e.reason);
       CHECK(r.samples.empty());
     }
+  }
 }
 
 TEST_CASE("what is not supported is refused before anything runs", "[worker]") {
