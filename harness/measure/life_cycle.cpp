@@ -19,6 +19,7 @@
 #include "harness/measure/memory.h"
 #include "harness/measure/noise.h"
 #include "harness/measure/pass_run.h"
+#include "harness/measure/processors.h"
 #include "harness/measure/reference_file.h"
 #include "harness/measure/statistics.h"
 #include "harness/measure/timing.h"
@@ -96,16 +97,18 @@ class LifeCycle {
   // ---- a timed pass ----
 
   void measure() {
+    // Inputs are made by the same team: the idle threads of a larger one would spin beside the
+    // first timed calls.
+    const std::int64_t tasks = start_team();
     run_ = make_pass_run(*method_, entry_.info, *task_,
                          {.problem = cell_.problem,
                           .pass = cell_.pass,
                           .seed = cell_.seed,
                           .input_sets = cell_.measure.input_sets,
                           .decode_tokens = cell_.measure.decode_tokens});
-    const std::int64_t tasks = tasks_with_team();
+    load_reference();
     prepare_and_first_call();
     check_calls();
-    load_reference();
     judge();
     declared();
     time();
@@ -114,8 +117,10 @@ class LifeCycle {
     probe();
   }
 
-  // Threads of the process once the OpenMP team exists.
-  static std::int64_t tasks_with_team() {
+  // Starts the threads of the cell. Returns the number of threads of the process then.
+  std::int64_t start_team() const {
+    set_threads(cell_.threads);
+    if (cell_.measure.pin) pin_threads(cell_.threads);
     parallel_for(thread_count(), [](Index, int) {});
     return thread_tasks();
   }
@@ -157,6 +162,7 @@ class LifeCycle {
       const double called = monotonic_seconds();
       run_->call(set);
       call_s_ = monotonic_seconds() - called;
+      warmed_s_ += call_s_;
       if (hooks_active()) {
         const auto steps = static_cast<std::uint64_t>(run_->steps());
         put_count("timed_allocs",
@@ -317,8 +323,9 @@ class LifeCycle {
   // ---- time ----
 
   TimingOptions timing_options() const {
+    // The check calls were untimed calls too.
     TimingOptions options{.min_time_s = cell_.measure.min_time_s,
-                          .warmup_s = cell_.measure.warmup_s,
+                          .warmup_s = cell_.measure.warmup_s - warmed_s_,
                           .repetitions = cell_.measure.repetitions};
     if (run_->ready_before_every_call()) {
       // Untimed work may cost far more than the timed: a repetition takes at most about five times
@@ -335,8 +342,8 @@ class LifeCycle {
     const Index sets = run_->sets();
     TimedCall timed;
     // A slow call may run only once before the first sample: then set 0 comes with that sample.
-    const Index shift =
-        cell_.measure.warmup_s > 0 && !run_->ready_before_every_call() ? sets - 1 : 0;
+    const TimingOptions options = timing_options();
+    const Index shift = options.iterations == 0 && options.warmup_s > 0 ? sets - 1 : 0;
     const auto set_of = [&](Index number) { return (number + shift) % sets; };
     timed.call = [&](Index number) { run_->call(set_of(number)); };
     if (run_->ready_before_every_call())
@@ -354,7 +361,7 @@ class LifeCycle {
     };
     const double calibration_before = calibrate();
     const NoiseSnapshot before = noise_snapshot();
-    Timing timing = time_calls(timed, timing_options());
+    Timing timing = time_calls(timed, options);
     Noise noise = noise_between(before, noise_snapshot());
     put_count("vm_hwm_bytes", vm_hwm_bytes());
     noise.calibration_before = calibration_before;
@@ -419,7 +426,16 @@ class LifeCycle {
   }
 
   // KL divergence and top-k mass on about matrix_rows rows of the attention matrix of set 0.
+  // An extra: a failure here does not undo the measurement.
   void attention_matrix() {
+    try {
+      compare_attention_rows();
+    } catch (const std::exception& error) {
+      doubt("attention_rows", error.what());
+    }
+  }
+
+  void compare_attention_rows() {
     const Problem& p = cell_.problem;
     if (cell_.error.matrix_rows <= 0 || cell_.pass == Pass::decode || cell_.pass == Pass::backward)
       return;
@@ -468,13 +484,14 @@ class LifeCycle {
 
   // Trains on sets of its own, then judges the output on the unseen set 0.
   void fit() {
+    start_team();
     PassConfig config{.problem = cell_.problem,
                       .pass = Pass::forward,
                       .seed = cell_.seed,
                       .input_sets = 1,
                       .decode_tokens = 0};
     run_ = make_pass_run(*method_, entry_.info, *task_, config);
-    tasks_with_team();
+    load_reference();
     fill_outputs(0);
     const std::int64_t before = live_bytes();
     reset_peak();
@@ -498,7 +515,6 @@ class LifeCycle {
     require_finite(0, "after the fit: ");
     put_count("vm_hwm_bytes", vm_hwm_bytes());
     require_untouched_inputs();
-    load_reference();
     judge();
     declared();
     put_metrics();
@@ -534,7 +550,7 @@ class LifeCycle {
   std::vector<Outputs> checked_;          // by set: outputs of the check call
   std::vector<std::uint64_t> checksums_;  // by set: inputs
   std::vector<Doubt> doubts_;
-  double typical_s_ = 0, call_s_ = 0, ready_s_ = 0;
+  double typical_s_ = 0, call_s_ = 0, ready_s_ = 0, warmed_s_ = 0;
   bool set_0_was_timed_ = false, not_reproducible_ = false, weak_ = false;
 };
 
@@ -555,6 +571,7 @@ void measure_cell(const Cell& cell, const std::string& reference_path, JobResult
 }
 
 void make_reference_file(const Cell& cell, const std::string& path) {
+  set_threads(usable_processors());
   const auto task = make_task(cell.task, cell.task_settings);
   const std::string reason = task->unsupported(cell.problem);
   if (!reason.empty()) throw Unsupported(reason);

@@ -5,7 +5,7 @@
 
 namespace subquad {
 
-// Measures `cell` with the threads that are set. Fills `result`: status ok, unstable or wrong, the
+// Measures `cell` with its number of threads. Fills `result`: status ok, unstable or wrong, the
 // reason, the columns and the samples. Columns that were found before a failure stay in it.
 //
 // `reference_path` is the file with the exact reference, or empty: then it is computed here. A file

@@ -10,7 +10,7 @@
 namespace subquad {
 
 // GFLOP/s of a fixed small matrix product on one thread: the best of several runs within about
-// 1 ms. Its ratio before and after a measurement shows a change of the clock.
+// 0.5 ms. Its ratio before and after a measurement shows a change of the clock.
 double calibrate();
 
 // The state of clocks and counters at one moment.

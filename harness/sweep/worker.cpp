@@ -2,8 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/core.h>
-#include <omp.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -21,41 +19,14 @@ namespace {
 constexpr int kJobDescriptor = 3, kAnswerDescriptor = 4;
 constexpr int kPrivateDescriptor = 200;  // the answer's, out of the way of method code
 
-// Binds thread t of the OpenMP team to the t-th processor that this process may use.
-void pin_threads(int threads) {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0)
-    throw UserError("pin: the processors of this process cannot be read");
-  std::vector<int> cores;
-  for (int core = 0; core < CPU_SETSIZE; ++core)
-    if (CPU_ISSET(core, &allowed)) cores.push_back(core);
-  if (static_cast<std::size_t>(threads) > cores.size())
-    throw UserError(fmt::format("pin: threads={} but this process may use {} processors", threads,
-                                cores.size()));
-  int failures = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : failures)
-  {
-    cpu_set_t own;
-    CPU_ZERO(&own);
-    CPU_SET(cores[static_cast<std::size_t>(omp_get_thread_num())], &own);
-    failures += sched_setaffinity(0, sizeof own, &own) != 0;
-  }
-  if (failures > 0) throw UserError("pin: a thread could not be bound to its processor");
-}
-
 void run(const Job& job, JobResult* result) {
   for (const std::string& plugin : job.cell.plugins) load_plugin(plugin);
-  omp_set_dynamic(0);
   if (job.make_reference) {
-    omp_set_num_threads(omp_get_num_procs());  // the reference has the same bits for any number
     make_reference_file(job.cell, job.reference_path);
     result->status = Status::ok;
-    return;
+  } else {
+    measure_cell(job.cell, job.reference_path, result);
   }
-  omp_set_num_threads(job.cell.threads);
-  if (job.cell.measure.pin) pin_threads(job.cell.threads);
-  measure_cell(job.cell, job.reference_path, result);
 }
 
 // One line of printable text.
