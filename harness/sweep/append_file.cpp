@@ -60,7 +60,8 @@ void AppendFile::append(std::string_view lines) {
     } else if (written < 0) {
       failure = fmt::format("write failed: {}", std::strerror(errno));
     } else {
-      failure = fmt::format("only {} of {} bytes were written", written, lines.size());
+      failure = fmt::format("only {} of {} bytes were written, as when the disk is full", written,
+                            lines.size());
     }
     // Nothing of a failed append may stay: the next one would be glued to it. After a failed
     // fdatasync the pages may be gone, so the line is written anew.

@@ -17,6 +17,10 @@ std::vector<RowFields> read_results_csv(const std::string& path);
 // The same for the content of a file; `path` is for messages.
 std::vector<RowFields> parse_results_csv(const std::string& text, const std::string& path);
 
+// What column line_crc of a row with these fields says: a checksum of the line as the store writes
+// it, that field being empty.
+std::string line_checksum(std::vector<std::string> fields, std::size_t crc_field);
+
 // Of several rows of the same cell and round (an interrupted one, then a final one) the last.
 std::vector<RowFields> final_rows(const std::vector<RowFields>& rows);
 

@@ -47,14 +47,20 @@ std::string results_line(const RowFields& row) {
     SUBQUAD_CHECK(std::any_of(std::begin(kColumns), std::end(kColumns),
                               [&, &column = column](const Column& c) { return c.name == column; }),
                   "no column {}", column);
-  std::string line;
+  std::vector<std::string> fields;
+  std::size_t crc_field = 0;
   for (const Column& column : kColumns) {
-    if (column.name == "line_crc") break;  // the last one
+    if (column.name == "line_crc") crc_field = fields.size();
     const auto found = row.find(std::string(column.name));
-    if (&column != kColumns) line += ',';
-    if (found != row.end()) line += csv_field(single_line(found->second));
+    fields.push_back(found == row.end() ? "" : single_line(found->second));
   }
-  return fmt::format("{},{:08x}\n", line, crc32(line));
+  fields[crc_field] = line_checksum(fields, crc_field);
+  std::string line;
+  for (const std::string& field : fields) {
+    if (&field != fields.data()) line += ',';
+    line += csv_field(field);
+  }
+  return line + "\n";
 }
 
 ResultsStore::ResultsStore(int directory_fd, const std::string& directory, const FileCalls& calls)

@@ -101,7 +101,7 @@ inline constexpr Column kColumns[] = {
     {"wall_s", "runner", "wall time of the worker process"},
     {"command", "runner", "reproduces this row alone"},
     {"line_crc", "runner",
-     "CRC-32 of the line up to this field, 8 hex digits; a damaged line is refused"},
+     "CRC-32 of the line with this field empty, 8 hex digits; a damaged line is refused"},
 };
 
 }  // namespace subquad
