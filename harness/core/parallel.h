@@ -14,6 +14,10 @@ namespace subquad {
 // Threads that a parallel loop will use at most. Set once per process by the worker.
 inline int thread_count() { return omp_get_max_threads(); }
 
+// Eigen must not start threads inside a product: it would compete with these loops, allocate, and
+// round differently for every thread count. Holds for every program that includes this header.
+inline const bool kEigenIsSerial = (Eigen::setNbThreads(1), true);
+
 // Calls body(item, thread) for item = 0 .. count-1, dynamically scheduled; thread is in
 // [0, thread_count()). The result must not depend on which thread takes an item.
 // An exception of a body is rethrown after the loop (the first one; the other items still run).

@@ -35,7 +35,7 @@ struct ParamSpec {
   double min = -std::numeric_limits<double>::infinity();  // integer and real
   double max = std::numeric_limits<double>::infinity();
   std::vector<std::string> choices = {};  // choice
-  std::string help;                  // one line
+  std::string help;                       // one line
   // Any parameter may be given as a list in a config: the sweep is the product of the lists.
 
   std::string expected() const;  // "an integer in [1, 4096]", "one of: a, b"

@@ -1,0 +1,162 @@
+// Built-in methods against the double-precision references: outputs and gradients.
+#include <fmt/core.h>
+
+#include <catch2/catch.hpp>
+
+#include "tests/methods/method_fixture.h"
+
+using namespace subquad;
+using namespace subquad::testing;
+
+namespace {
+
+// Settings worth testing beyond the defaults.
+std::vector<Settings> settings_of(const std::string& name) {
+  const auto window = [](Index w, Index s) { return Settings{{"window", w}, {"sinks", s}}; };
+  if (name == "sliding_window")
+    return {window(1, 0), window(2, 0), window(7, 3), window(64, 1), window(100, 70), {}};
+  if (name == "topk_exact") return {{{"top_k", Index{1}}}, {{"top_k", Index{5}}}, {}};
+  if (name == "linear") return {{{"eps", 0.0}}, {{"eps", 1e-2}}, {}};
+  return {{}};
+}
+
+Problem problem(Index n, Index n_kv, bool causal, double scale = 0) {
+  Problem p{.batch = 2, .heads = 3, .n = n, .n_kv = n_kv, .d_k = 12, .d_v = 20, .causal = causal};
+  p.scale = scale;
+  return p;
+}
+
+std::vector<Problem> ragged_problems() {
+  std::vector<Problem> all;
+  for (const bool causal : {false, true}) {
+    for (const Index n : {1, 2, 3, 17, 64, 129}) all.push_back(problem(n, n, causal));
+    all.push_back(problem(5, 70, causal));
+    all.push_back(problem(66, 150, causal, 0.7));
+  }
+  all.push_back(problem(70, 5, false));
+  all.push_back({.batch = 2, .heads = 2, .n = 33, .n_kv = 33, .d_k = 1, .d_v = 1});
+  all.push_back({.batch = 1, .heads = 2, .n = 33, .n_kv = 33, .d_k = 80, .d_v = 3, .causal = true});
+  return all;
+}
+
+bool supported(const std::string& name, const Settings& settings, const Problem& p, Pass pass) {
+  const auto method = make_method(name, settings);
+  return unsupported_reason(Registry::instance().method(name), *method, p, pass).empty();
+}
+
+}  // namespace
+
+TEST_CASE("every built-in method has a reference", "[methods]") {
+  for (const MethodEntry* entry : Registry::instance().methods()) {
+    INFO(entry->info.name);
+    CHECK(reference::references().contains(entry->info.name));
+    if (entry->info.supports(Pass::backward) && !entry->info.learned)
+      CHECK(reference::references().at(entry->info.name).gradient);
+  }
+}
+
+TEST_CASE("outputs equal the references on ragged sizes, with and without padding", "[methods]") {
+  for (const auto& [name, reference] : reference::references())
+    for (const Settings& settings : settings_of(name))
+      for (const Problem& p : ragged_problems()) {
+        if (!supported(name, settings, p, Pass::forward)) continue;
+        for (const double padding : {0.0, 0.3}) {
+          if (padding > 0 && !Registry::instance().method(name).info.key_padding) continue;
+          INFO(fmt::format("{} {} {} padding {}", name, to_string(settings), p.str(), padding));
+          QKV in = random_inputs(p, 5);
+          if (padding > 0) pad_keys(p, 5, padding, &in);
+          const TensorD want = reference.forward(resolved(name, settings), double_call(p, in));
+          const double error = relative_error(run_method(name, settings, p, in).out, want);
+          CHECK(error <= 1e-5);
+        }
+      }
+}
+
+TEST_CASE("outputs equal the references at n = 1000", "[methods]") {
+  for (const auto& [name, reference] : reference::references())
+    for (const bool causal : {false, true}) {
+      const Problem p{
+          .batch = 2, .heads = 2, .n = 1000, .n_kv = 1000, .d_k = 24, .d_v = 40, .causal = causal};
+      INFO(name << " " << p.str());
+      const QKV in = random_inputs(p, 6);
+      const TensorD want = reference.forward(resolved(name, {}), double_call(p, in));
+      CHECK(relative_error(run_method(name, {}, p, in).out, want) <= 1e-5);
+    }
+}
+
+TEST_CASE("gradients equal the reference gradients", "[methods]") {
+  for (const auto& [name, reference] : reference::references()) {
+    if (!reference.gradient) continue;
+    for (const Settings& settings : settings_of(name))
+      for (const Problem& p : ragged_problems()) {
+        if (!supported(name, settings, p, Pass::backward)) continue;
+        for (const double padding : {0.0, 0.3}) {
+          INFO(fmt::format("{} {} {} padding {}", name, to_string(settings), p.str(), padding));
+          QKV in = random_inputs(p, 7);
+          if (padding > 0) pad_keys(p, 7, padding, &in);
+          Tensor dout(p.batch, p.heads, p.n, p.d_v);
+          fill_normal(derive(7, "dout"), dout.data(), dout.size());
+          const auto want =
+              reference.gradient(resolved(name, settings), double_call(p, in), cast<double>(dout));
+          const Outcome got = run_method(name, settings, p, in, &dout);
+          // Where few keys are seen the gradient of the scores nearly cancels: what is left is
+          // judged against the size of dout, whose rounding it carries.
+          const auto error = [&](const Tensor& g, const TensorD& w) {
+            const double floor = 0.05 * norm(cast<double>(dout));
+            return relative_error(g, w) * (norm(w) > 0 ? norm(w) : 1) / std::max(norm(w), floor);
+          };
+          CHECK(error(got.dq, want.dq) <= 1e-5);
+          CHECK(error(got.dk, want.dk) <= 1e-5);
+          CHECK(error(got.dv, want.dv) <= 1e-5);
+        }
+      }
+  }
+}
+
+TEST_CASE("gradients equal central differences of the references in double", "[methods]") {
+  for (const auto& [name, reference] : reference::references()) {
+    if (!Registry::instance().method(name).info.supports(Pass::backward)) continue;
+    const Settings settings = name == "sliding_window"
+                                  ? Settings{{"window", Index{3}}, {"sinks", Index{1}}}
+                              : name == "topk_exact" ? Settings{{"top_k", Index{3}}}
+                                                     : Settings{};
+    for (const bool causal : {false, true}) {
+      const Problem p{.batch = 2,
+                      .heads = 2,
+                      .n = 5,
+                      .n_kv = causal ? 7 : 5,
+                      .d_k = 3,
+                      .d_v = 4,
+                      .causal = causal};
+      INFO(name << " " << p.str());
+      const QKV in = random_inputs(p, 8);
+      Tensor dout(p.batch, p.heads, p.n, p.d_v);
+      fill_normal(derive(8, "dout"), dout.data(), dout.size());
+      reference::Call call = double_call(p, in);
+      const auto loss = [&] {
+        const TensorD out = reference.forward(resolved(name, settings), call);
+        double sum = 0;
+        for (Index e = 0; e < out.size(); ++e)
+          sum += out.data()[e] * static_cast<double>(dout.data()[e]);
+        return sum;
+      };
+      const auto differences = [&](TensorD& x) {
+        TensorD g(x.shape());
+        for (Index e = 0; e < x.size(); ++e) {
+          constexpr double kStep = 1e-5;
+          const double kept = x.data()[e];
+          x.data()[e] = kept + kStep;
+          const double up = loss();
+          x.data()[e] = kept - kStep;
+          g.data()[e] = (up - loss()) / (2 * kStep);
+          x.data()[e] = kept;
+        }
+        return g;
+      };
+      const Outcome got = run_method(name, settings, p, in, &dout);
+      CHECK(relative_error(got.dq, differences(call.q)) <= 1e-4);
+      CHECK(relative_error(got.dk, differences(call.k)) <= 1e-4);
+      CHECK(relative_error(got.dv, differences(call.v)) <= 1e-4);
+    }
+  }
+}
