@@ -12,13 +12,6 @@ set_property(SOURCE harness/measure/machine.cpp APPEND PROPERTY COMPILE_DEFINITI
   SUBQUAD_YAML_CPP_VERSION="${yaml-cpp_VERSION}" SUBQUAD_BENCHMARK_VERSION="${benchmark_VERSION}"
   SUBQUAD_CLI11_VERSION="${CLI11_VERSION}" SUBQUAD_FFTW_VERSION="${FFTW_VERSION}")
 
-# Registered names know their source file; the place of the tree is left out, so that two trees with
-# the same code give the same executable.
-foreach(target subquad_core subquad_measure subquad_sweep subquad_cli subquad_methods subquad_tasks)
-  target_compile_options(${target} PRIVATE -fmacro-prefix-map=${CMAKE_SOURCE_DIR}/=
-                                           -fmacro-prefix-map=../=)
-endforeach()
-
 # The check that the processor has what the build needs must run on any processor.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(harness/core/cpu_check.cpp PROPERTIES

@@ -42,6 +42,9 @@ std::string differences(const std::string& theirs, const std::string& ours) {
 }
 
 std::string stamp_of(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error))
+    throw UserError(fmt::format("plugin {}: not a file", path));
   std::ifstream file(path, std::ios::binary);
   if (!file) throw UserError(fmt::format("plugin {}: cannot be read", path));
   const std::string bytes((std::istreambuf_iterator<char>(file)), {});

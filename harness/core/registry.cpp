@@ -42,10 +42,19 @@ const Entry& lookup(const std::deque<Entry>& entries, const std::string& name, c
                               fmt::join(known, ", ")));
 }
 
+// A source file of this project by its path within it; what lies before is the place of the build.
+std::string within_project(const std::string& file) {
+  constexpr std::string_view kThis = "harness/core/registry.cpp", kHere = __FILE__;
+  static_assert(kHere.ends_with(kThis));
+  const std::string_view root = kHere.substr(0, kHere.size() - kThis.size());
+  return file.starts_with(root) ? file.substr(root.size()) : file;
+}
+
 template <class Entry>
 void insert(std::deque<Entry>& entries, Entry entry, const char* what,
             std::vector<std::string>& problems) {
   const std::string& name = entry.info.name;
+  entry.file = within_project(entry.file);
   if (!valid_name(name))
     problems.push_back(fmt::format("{}: {} name \"{}\" is not [a-z][a-z0-9_]* of at most 64",
                                    entry.file, what, name));

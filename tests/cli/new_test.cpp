@@ -27,7 +27,14 @@ TEST_CASE("new writes one file in the right place, once", "[cli][new]") {
   const std::string text = contents(dir / "tree/methods/sparse_fixed/windowed_mean.cpp");
   CHECK(text.find("class WindowedMean final : public Method") != std::string::npos);
   CHECK(text.find(".family = \"sparse_fixed\"") != std::string::npos);
-  CHECK(text.find("{{") == text.find("{{\n"));  // no mark of the template is left
+  CHECK(text.find("{{") == std::string::npos);  // no mark of the template is left
+  const Finished format =
+      shell(fmt::format("! command -v clang-format >/dev/null || clang-format "
+                        "--style='file:{}/.clang-format' --dry-run "
+                        "--Werror '{}'",
+                        SUBQUAD_SOURCE_DIR, dir / "tree/methods/sparse_fixed/windowed_mean.cpp"));
+  CAPTURE(format.err);
+  CHECK(format.status == 0);
   CHECK(make_new(dir, "task shared_direction").status == 0);
   CHECK(fs::exists(dir / "tree/tasks/shared_direction.cpp"));
 

@@ -79,7 +79,7 @@ TEST_CASE("what is no plugin is refused in one line that says why", "[plugin]") 
   check_refused(dir / "text.so", {"not a shared object"});
   std::ofstream(dir / "empty.so") << "";
   check_refused(dir / "empty.so", {"not a shared object"});
-  check_refused(dir.path().string(), {});
+  check_refused(dir.path().string(), {"not a file"});
   check_refused(kPlugins + "no_stamp.so", {"no interface stamp", "SUBQUAD_PLUGIN()"});
   check_refused(kPlugins + "undefined_symbol.so", {"undefined symbol"});
   check_refused(kPlugins + "registers_nothing.so", {"registers no method and no task"});
