@@ -46,8 +46,6 @@ class ThreadCount {  // restores the number of threads
 
 bool same_bits(float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0; }
 
-void fill(Tensor& x, float value) { x.fill(value); }
-
 QKV make_inputs(const MethodInfo& info, const Problem& p, Seed seed) {
   QKV in(p);
   fill_normal(derive(seed, "conformance.q"), in.q.data(), in.q.size());
@@ -103,7 +101,7 @@ struct Runner {
   Tensor forward(const Problem& p, const QKV& in, const Settings& given = {},
                  float filling = kNaN) const {
     Tensor out(p.batch, p.heads, p.n, p.d_v);
-    fill(out, filling);
+    out.fill(filling);
     prepared(p, given)->forward(in.inputs(), out, nullptr);
     return out;
   }
@@ -441,7 +439,7 @@ struct GradientTensors {
   Tensor dq, dk, dv, dx;
   explicit GradientTensors(const QKV& in)
       : dq(in.q.shape()), dk(in.k.shape()), dv(in.v.shape()), dx(in.x.shape()) {
-    for (Tensor* x : {&dq, &dk, &dv, &dx}) fill(*x, kNaN);
+    for (Tensor* x : {&dq, &dk, &dv, &dx}) x->fill(kNaN);
   }
   Gradients views() { return {dq, dk, dv, dx.empty() ? TensorView() : dx.view()}; }
 };
@@ -459,7 +457,7 @@ void check_backward_bits(const Runner& run) {
       const auto method = run.prepared(p, {}, true);
       const auto saved = method->make_saved();
       Tensor out(p.batch, p.heads, p.n, p.d_v);
-      fill(out, kNaN);
+      out.fill(kNaN);
       method->forward(in.inputs(), out, saved.get());
       require_same(run.forward(p, in), out, p.n, p.str() + ": forward with and without saving");
       auto grads = std::make_unique<GradientTensors>(in);
@@ -575,7 +573,7 @@ struct Decoding {  // every token of a problem, fed to a decoder one by one afte
 Decoding decode(Decoder& decoder, const Problem& p, const QKV& in, Index prefill) {
   const Index heads = p.batch * p.heads;
   Decoding result{Tensor(p.batch, p.heads, p.n, p.d_v)};
-  fill(result.out, kNaN);
+  result.out.fill(kNaN);
   const auto part = [](const Tensor& x, Index length) {
     Tensor y(x.batch(), x.heads(), length, x.d());
     for (Index b = 0; b < x.batch(); ++b)
@@ -714,6 +712,10 @@ void check_parameters(const Runner& run) {
 std::vector<CheckResult> check_method(const MethodEntry& entry, const ConformanceOptions& options) {
   const Runner run{entry, options.seed};
   const int rounds = std::max(1, options.rounds);
+  // Many tiny calls: waking threads would cost more than the calls. The thread checks ask for
+  // theirs.
+  const ThreadCount restore;
+  omp_set_num_threads(1);
   std::vector<CheckResult> results;
   const auto check = [&](const char* name, const std::function<void()>& body) {
     CheckResult result{name, CheckOutcome::passed, ""};
