@@ -1,11 +1,10 @@
-// Exact softmax attention over a band of keys, without the attention matrix: streaming softmax on
-// tiles. Engine of dense attention and sliding windows.
+// Exact softmax attention over a band of keys, without the attention matrix: the engine of dense
+// attention and sliding windows. O(n) extra memory, cost proportional to the kept entries, the same
+// bits for any thread count.
 //
 // Source: FlashAttention-2 (Dao 2023, arXiv 2307.08691), algorithms 1 and 2: query tiles outside,
-// running row maximum m and sum l, one division at the end, only lse = m + log l kept.
-// Backward recomputes the weights from lse. It runs in two passes, one with query tiles outside
-// for dq and one with key tiles outside for dk and dv: no two threads write the same row, so the
-// bits do not depend on the thread count, and the extra memory stays O(n).
+// running row maximum and sum, one division at the end, only the row log-sum-exp kept; backward
+// recomputes the weights from it. README.md says what bounds the speed.
 #pragma once
 
 #include <vector>
@@ -17,11 +16,12 @@ namespace subquad {
 
 class BandAttention {
  public:
-  // Makes the work space; forward and backward allocate nothing unless there are more threads then.
+  // Makes the work space; forward and backward allocate nothing unless there are more threads then,
+  // or a key mask comes.
   void prepare(const Problem& problem, const Band& band, bool gradients);
 
-  // out [batch, heads, n, d_v]. lse [batch * heads * n] receives the row log-sum-exp of the scaled
-  // logits (-infinity for a row that sees no key) unless it is null.
+  // out [batch, heads, n, d_v]. lse [batch * heads * n] receives the natural row log-sum-exp of the
+  // scaled logits (-infinity for a row that sees no key, whose output is zero) unless it is null.
   void forward(const Inputs& in, TensorView out, float* lse);
   // Overwrites grads.dq, dk, dv; out and lse are those of forward.
   void backward(const Inputs& in, ConstTensorView out, ConstTensorView dout, const float* lse,
@@ -30,28 +30,43 @@ class BandAttention {
   // Bytes that prepare() allocates for this problem with the present thread count.
   static double work_bytes(const Problem& problem, const Band& band, bool gradients);
   // Operations of the listed passes: scores and values forward; scores, values, dv, dk, dq
-  // backward (its second recomputation of the scores is not counted as useful).
+  // backward.
   static double flops(const Problem& problem, const Band& band, Pass pass);
 
  private:
-  struct Work;  // of one thread
+  // Entries (i, j) with j in [k_begin, k_end) and i + lo <= j < i + hi: a band is one or two of
+  // them.
+  struct Stripe {
+    Index k_begin = 0, k_end = 0, lo = 0, hi = 0;
+    Index first(Index i) const { return std::max(k_begin, i + lo); }
+    Index last(Index i) const { return std::min(k_end, i + hi); }  // one past
+  };
+  struct Sizes;
+  struct Head;     // pointers of one head
+  struct Scratch;  // of one thread
 
-  void grow_work();
-  void forward_tile(const Inputs& in, TensorView out, float* lse, Index bh, Index r0, Index thread);
-  void query_gradients(const Inputs& in, ConstTensorView out, ConstTensorView dout,
-                       const float* lse, const Gradients& grads, Index bh, Index r0, Index thread);
-  void key_gradients(const Inputs& in, ConstTensorView dout, const float* lse,
-                     const Gradients& grads, Index bh, Index c0, Index c1, Index thread);
-  void recompute(const Inputs& in, ConstTensorView dout, const float* lse, Index bh, Index r0,
-                 Index r1, Index c0, Index c1, Work& work);
+  static std::vector<Stripe> stripes(const Band& band);
+  Head head(const Inputs& in, Index bh) const;
+  void pack(const Inputs& in, bool gradients);
+  void forward_tile(const Head& head, Index i0, Scratch& scratch, float* out, float* lse) const;
+  void backward_block(const Head& head, Index j0, Scratch& scratch, const float* dout,
+                      const float* lse, float* dq_rows) const;
 
   Problem problem_;
-  Band band_;
-  bool gradients_ = false;
-  Index rows_ = 0;                         // queries of a tile
-  std::vector<Index> key_cuts_;            // borders of the key tiles of the dk, dv pass
-  std::vector<AlignedArray<float>> work_;  // one per thread
-  AlignedArray<float> delta_;              // [batch * heads * n] rowsum(dout * out)
+  std::vector<Stripe> stripes_;
+  Index wide_k_ = 0, wide_v_ = 0;  // d_k, d_v rounded up to whole vectors
+  Index panels_ = 0;               // per head
+  Index groups_ = 1;               // groups of keys with dq accumulators of their own
+  Index scratch_floats_ = 0;       // per thread
+  bool copy_keys_ = false, copy_values_ = false;
+  AlignedArray<float> key_panels_;       // [batch*heads, panels, d_k, panel], times scale * log2(e)
+  AlignedArray<float> value_panels_;     // [batch*heads, panels, d_v, panel]; backward only
+  AlignedArray<float> keys_, values_;    // [batch*heads, n_kv, wide]: rows of whole vectors
+  AlignedArray<float> queries_, douts_;  // likewise [batch*heads, n, wide]; backward only
+  AlignedArray<float> bias_;             // [batch, panels * panel]: 0 or -infinity, with a key mask
+  AlignedArray<float> delta_;            // [batch*heads, n]: rowsum(dout * out)
+  AlignedArray<float> dq_parts_;         // [batch*heads, groups, n, wide_k]
+  AlignedArray<float> scratch_;          // [threads, scratch_floats_]
 };
 
 }  // namespace subquad

@@ -1,0 +1,138 @@
+// One tile of scores: which columns each row keeps, the two products, and the running softmax of a
+// row.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "methods/engines/tile_product.h"
+
+namespace subquad::engine {
+
+inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
+inline constexpr float kLog2e = 1.44269504088896340736f;
+inline constexpr float kLn2 = 0.69314718055994530942f;
+inline constexpr int kScoreRows = product_rows(kPanelVectors);
+
+inline Index round_up(Index x, Index unit) { return (x + unit - 1) / unit * unit; }
+
+// Columns [lo, hi) of a score tile that a row keeps; empty rows have lo == hi.
+struct Bounds {
+  Index lo = 0, hi = 0;
+};
+
+inline Bounds union_of(const Bounds* bounds, Index rows) {
+  Bounds all{std::numeric_limits<Index>::max(), 0};
+  for (Index r = 0; r < rows; ++r)
+    if (bounds[r].lo < bounds[r].hi) {
+      all.lo = std::min(all.lo, bounds[r].lo);
+      all.hi = std::max(all.hi, bounds[r].hi);
+    }
+  return all.lo < all.hi ? all : Bounds{};
+}
+
+// scores[r, panel columns] = a[r, :] * panels, for the panels that a group of rows needs.
+inline void score_product(const float* a, Index lda, Index depth, const float* panels,
+                          const Bounds* bounds, Index tile_rows, float* scores, Index ld) {
+  // Panels outside, rows inside: a panel is read from L2 once and stays in L1 for all rows.
+  const Bounds all = union_of(bounds, tile_rows);
+  if (all.lo >= all.hi) return;
+  for (Index p = all.lo / kPanel; p * kPanel < all.hi; ++p)
+    for (Index r = 0; r < tile_rows; r += kScoreRows) {
+      const Bounds group = union_of(bounds + r, kScoreRows);
+      if (group.hi <= p * kPanel || group.lo >= (p + 1) * kPanel) continue;
+      product_block<kScoreRows, kPanelVectors, false>(a + r * lda, lda, 1, depth,
+                                                      panels + p * depth * kPanel, kPanel,
+                                                      scores + r * ld + p * kPanel, ld);
+    }
+}
+
+// out[r, :] += weights[r, j] * rows[j, :] over the columns that row r keeps. Rows of a register
+// block share the columns that all of them keep; the few others are added row by row, so that a
+// value which a query must not see is never touched (not even times zero: it may be NaN).
+inline void weighted_rows(const float* weights, Index ld, const Bounds* bounds, Index tile_rows,
+                          const float* rows, Index width, float* out) {
+  for_column_blocks(width, [&](Index c, auto vectors) {
+    constexpr int kVectors = decltype(vectors)::value;
+    constexpr int kRows = product_rows(kVectors);
+    for (Index r0 = 0; r0 < tile_rows; r0 += kRows) {
+      Bounds common{0, std::numeric_limits<Index>::max()};
+      for (Index r = r0; r < r0 + kRows; ++r) {
+        if (bounds[r].lo >= bounds[r].hi) continue;
+        common.lo = std::max(common.lo, bounds[r].lo);
+        common.hi = std::min(common.hi, bounds[r].hi);
+      }
+      // Empty rows of the block have zero weights nowhere; they must not join the shared product.
+      const bool whole = std::all_of(bounds + r0, bounds + r0 + kRows,
+                                     [](const Bounds& b) { return b.lo < b.hi; });
+      if (!whole || common.lo >= common.hi) common = {0, 0};
+      if (common.lo < common.hi)
+        product_block<kRows, kVectors, true>(weights + r0 * ld + common.lo, ld, 1,
+                                             common.hi - common.lo, rows + common.lo * width + c,
+                                             width, out + r0 * width + c, width);
+      for (Index r = r0; r < r0 + kRows; ++r) {
+        const bool shared = common.lo < common.hi;
+        const auto add = [&](Index from, Index to) {
+          if (from >= to) return;
+          product_block<1, kVectors, true>(weights + r * ld + from, ld, 1, to - from,
+                                           rows + from * width + c, width, out + r * width + c,
+                                           width);
+        };
+        add(bounds[r].lo, shared ? common.lo : bounds[r].hi);
+        if (shared) add(common.hi, bounds[r].hi);
+      }
+    }
+  });
+}
+
+// Adds the bias of masked keys and sets what lies outside [b.lo, b.hi), up to whole vectors, to
+// `outside`. Returns the bounds in whole vectors.
+inline Bounds mask_row(float* row, Bounds b, const float* bias, float outside) {
+  const Bounds whole{b.lo / kLanes * kLanes, round_up(b.hi, kLanes)};
+  for (Index j = whole.lo; j < b.lo; ++j) row[j] = outside;
+  for (Index j = b.hi; j < whole.hi; ++j) row[j] = outside;
+  if (bias != nullptr)
+    for (Index j = whole.lo; j < whole.hi; j += kLanes)
+      store(row + j, load(row + j) + load(bias + j));
+  return whole;
+}
+
+inline float row_max(const float* row, Bounds whole) {
+  Vec m0 = load(row + whole.lo), m1 = m0, m2 = m0, m3 = m0;
+  Index j = whole.lo;
+  for (; j + 4 * kLanes <= whole.hi; j += 4 * kLanes) {
+    m0 = max(m0, load(row + j));
+    m1 = max(m1, load(row + j + kLanes));
+    m2 = max(m2, load(row + j + 2 * kLanes));
+    m3 = max(m3, load(row + j + 3 * kLanes));
+  }
+  for (; j < whole.hi; j += kLanes) m0 = max(m0, load(row + j));
+  return horizontal_max(max(max(m0, m1), max(m2, m3)));
+}
+
+// row = 2^(row - shift); returns the sum.
+inline float exponentiate(float* row, Bounds whole, float shift) {
+  const Vec s = broadcast(shift);
+  Vec sum0{}, sum1{};
+  Index j = whole.lo;
+  for (; j + 4 * kLanes <= whole.hi; j += 4 * kLanes) {
+    const Vec e0 = exp2_nonpositive(load(row + j) - s);
+    const Vec e1 = exp2_nonpositive(load(row + j + kLanes) - s);
+    const Vec e2 = exp2_nonpositive(load(row + j + 2 * kLanes) - s);
+    const Vec e3 = exp2_nonpositive(load(row + j + 3 * kLanes) - s);
+    store(row + j, e0);
+    store(row + j + kLanes, e1);
+    store(row + j + 2 * kLanes, e2);
+    store(row + j + 3 * kLanes, e3);
+    sum0 += e0 + e1;
+    sum1 += e2 + e3;
+  }
+  for (; j < whole.hi; j += kLanes) {
+    const Vec e = exp2_nonpositive(load(row + j) - s);
+    store(row + j, e);
+    sum0 += e;
+  }
+  return horizontal_sum(sum0 + sum1);
+}
+
+}  // namespace subquad::engine
