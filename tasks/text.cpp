@@ -64,24 +64,23 @@ class Text final : public Task {
     const std::string path = params.path.empty() ? data_path("shakespeare.txt") : params.path;
     std::ifstream file(path, std::ios::binary);
     if (!file) throw UserError(fmt::format("text: {}: {}", path, std::strerror(errno)));
-    std::string bytes;
     std::vector<char> piece(1 << 16);
     while (file.read(piece.data(), static_cast<std::streamsize>(piece.size())) || file.gcount() > 0)
-      bytes.append(piece.data(), static_cast<std::size_t>(file.gcount()));
+      bytes_.append(piece.data(), static_cast<std::size_t>(file.gcount()));
     // Reading a directory fails here, not at opening.
-    if (file.bad() || bytes.empty())
+    if (file.bad() || bytes_.empty())
       throw UserError(fmt::format("text: {}: {}, expected a file with text", path,
                                   file.bad() ? "cannot be read" : "is empty"));
     if (params.unit == "byte") {
       vocabulary_ = 256;
-      for (const char c : bytes) text_.push_back(static_cast<unsigned char>(c));
       return;
     }
-    text_ = decode_utf8("text: " + path, bytes);
-    std::map<std::int32_t, std::int32_t> ids;  // by code point, so that ids are in that order
-    for (const std::int32_t point : text_) ids.emplace(point, 0);
-    for (auto& [point, id] : ids) id = static_cast<std::int32_t>(vocabulary_++);
-    for (std::int32_t& point : text_) point = ids.at(point);
+    ids_ = decode_utf8("text: " + path, bytes_);
+    bytes_ = std::string();
+    std::map<std::int32_t, std::int32_t> id_of;  // by code point, so that ids are in that order
+    for (const std::int32_t point : ids_) id_of.emplace(point, 0);
+    for (auto& [point, id] : id_of) id = static_cast<std::int32_t>(vocabulary_++);
+    for (std::int32_t& point : ids_) point = id_of.at(point);
   }
 
   std::string unsupported(const Problem& p) const override {
@@ -106,8 +105,8 @@ class Text final : public Task {
     for_heads(p.batch, p.heads, [&](Index b, Index h) {
       Random start(seed, "text.window",
                    {static_cast<std::uint64_t>(set), static_cast<std::uint64_t>(b)});
-      const std::int32_t* x =
-          text_.data() + start.below(static_cast<std::uint64_t>(length() - window + 1));
+      const auto origin =
+          static_cast<Index>(start.below(static_cast<std::uint64_t>(length() - window + 1)));
       // One more code than tokens: for the place before the first.
       std::vector<float> codes(static_cast<std::size_t>((vocabulary_ + 1) * width));
       std::vector<float> values(static_cast<std::size_t>(vocabulary_ * p.d_v));
@@ -115,8 +114,8 @@ class Text final : public Task {
                   static_cast<Index>(codes.size()));
       fill_normal(derive(seed, "text.value", {static_cast<std::uint64_t>(h)}), values.data(),
                   static_cast<Index>(values.size()));
-      for (Index token = 0; token <= vocabulary_; ++token) {
-        float* code = codes.data() + token * width;
+      for (Index id = 0; id <= vocabulary_; ++id) {
+        float* code = codes.data() + id * width;
         const double factor = r / std::sqrt(dot(code, code, width));
         for (Index c = 0; c < width; ++c)
           code[c] = static_cast<float>(factor * static_cast<double>(code[c]));
@@ -131,7 +130,7 @@ class Text final : public Task {
       };
       float* q = out->q.view().head_data(b, h);
       for (Index i = 0; i < p.n; ++i, q += p.d_k) {
-        std::copy_n(codes.data() + x[i + first_q] * width, width, q);
+        std::copy_n(codes.data() + token(origin + i + first_q) * width, width, q);
         wave(i + first_q, q + width);
         for (Index c = 0; c < p.d_k; ++c) q[c] *= sign;
       }
@@ -139,10 +138,10 @@ class Text final : public Task {
       float* v = out->v.view().head_data(b, h);
       for (Index j = 0; j < p.n_kv; ++j, k += p.d_k, v += p.d_v) {
         const Index t = j + first_k;
-        const Index before = t > 0 ? x[t - 1] : vocabulary_;
+        const Index before = t > 0 ? token(origin + t - 1) : vocabulary_;
         std::copy_n(codes.data() + before * width, width, k);
         wave(t, k + width);
-        std::copy_n(values.data() + x[t] * p.d_v, p.d_v, v);
+        std::copy_n(values.data() + token(origin + t) * p.d_v, p.d_v, v);
       }
     });
   }
@@ -169,9 +168,10 @@ class Text final : public Task {
       } else {
         start = e % ((end - begin - 1) / n) * n;
       }
-      const std::int32_t* x = text_.data() + begin + start;
-      out.tokens.insert(out.tokens.end(), x, x + n);
-      out.labels.insert(out.labels.end(), x + 1, x + n + 1);
+      for (Index t = begin + start; t < begin + start + n; ++t) {
+        out.tokens.push_back(static_cast<std::int32_t>(token(t)));
+        out.labels.push_back(static_cast<std::int32_t>(token(t + 1)));
+      }
     }
     return out;
   }
@@ -181,21 +181,23 @@ class Text final : public Task {
     const double log2 = portable_log(2.0);
     std::vector<double> counts(static_cast<std::size_t>(vocabulary_), 1);  // add-one smoothing
     const auto [train, train_end] = range(Split::train);
-    for (Index t = train; t < train_end; ++t)
-      counts[static_cast<std::size_t>(text_[static_cast<std::size_t>(t)])] += 1;
+    for (Index t = train; t < train_end; ++t) counts[static_cast<std::size_t>(token(t))] += 1;
     const double total = static_cast<double>(train_end - train + vocabulary_);
     const auto [test, test_end] = range(Split::test);
     double bits = 0;
     for (Index t = test; t < test_end; ++t)
-      bits -= portable_log(counts[static_cast<std::size_t>(text_[static_cast<std::size_t>(t)])] /
-                           total);
+      bits -= portable_log(counts[static_cast<std::size_t>(token(t))] / total);
     return {{"uniform", "bits_per_token", portable_log(static_cast<double>(vocabulary_)) / log2},
             {"frequencies of the training text", "bits_per_token",
              test_end > test ? bits / log2 / static_cast<double>(test_end - test) : 0}};
   }
 
  private:
-  Index length() const { return static_cast<Index>(text_.size()); }
+  Index length() const { return static_cast<Index>(std::max(bytes_.size(), ids_.size())); }
+  Index token(Index t) const {
+    const auto at = static_cast<std::size_t>(t);
+    return ids_.empty() ? static_cast<unsigned char>(bytes_[at]) : ids_[at];
+  }
 
   // First and one past the last position of a split.
   std::pair<Index, Index> range(Split split) const {
@@ -207,7 +209,8 @@ class Text final : public Task {
 
   Params params_;
   Index vocabulary_ = 0;
-  std::vector<std::int32_t> text_;  // token ids
+  std::string bytes_;              // the text, for unit: byte
+  std::vector<std::int32_t> ids_;  // its token ids, for unit: char
 };
 
 const RegisterTask<Text, Params> kRegistration{
