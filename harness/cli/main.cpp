@@ -3,10 +3,30 @@
 
 #include <cstdio>
 #include <new>
+#include <string>
+#include <vector>
 
 #include "harness/cli/cli.h"
 #include "harness/core/error.h"
+#include "harness/core/params.h"
 #include "harness/core/registry.h"
+
+namespace subquad {
+namespace {
+
+// "; see subquad run --help", or the command that may have been meant.
+std::string hint(const CLI::App& app, int argc, char** argv) {
+  for (const CLI::App* command : app.get_subcommands())
+    return fmt::format("; see subquad {} --help", command->get_name());
+  std::vector<std::string> known;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    known.push_back(command->get_name());
+  const std::string near = argc > 1 ? nearest_name(argv[1], known) : "";
+  return near.empty() ? "; see subquad --help" : fmt::format("; did you mean \"{}\"?", near);
+}
+
+}  // namespace
+}  // namespace subquad
 
 int main(int argc, char** argv) {
   using namespace subquad;
@@ -22,7 +42,9 @@ int main(int argc, char** argv) {
     try {
       app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
-      return app.exit(error) == 0 ? kExitOk : kExitUsage;
+      if (error.get_exit_code() == 0) return app.exit(error);  // --help and --version
+      fmt::print(stderr, "subquad: {}{}\n", error.what(), hint(app, argc, argv));
+      return kExitUsage;
     }
   } catch (const StorageError& error) {
     fmt::print(stderr, "subquad: {}\n", error.what());

@@ -1,4 +1,5 @@
 // subquad run CONFIG: measures every cell of a config.
+#include <errno.h>  // program_invocation_name
 #include <fmt/core.h>
 #include <signal.h>
 #include <spawn.h>
@@ -41,7 +42,9 @@ std::pair<int, int> parse_shard(const std::string& text) {
 
 // The command that goes on where this one stopped.
 std::string resume_command(const RunArguments& arguments, const std::string& directory) {
-  std::string command = fmt::format("subquad run {}", shell_word(arguments.config));
+  // As the user called it: ./subquad, or a path.
+  std::string command =
+      fmt::format("{} run {}", shell_word(program_invocation_name), shell_word(arguments.config));
   for (const auto& [option, values] : {std::pair{"--filter", &arguments.filters},
                                        {"--set", &arguments.settings},
                                        {"--plugin", &arguments.plugins}})

@@ -45,7 +45,7 @@ TEST_CASE("every task file registers one task of its name", "[tasks]") {
   for (const auto& entry : std::filesystem::directory_iterator(SUBQUAD_SOURCE_DIR "/tasks"))
     if (entry.path().extension() == ".cpp") files.insert(entry.path().stem().string());
   for (const TaskEntry* entry : Registry::instance().tasks())
-    if (entry->file.find("/tasks/") != std::string::npos) names.insert(entry->info.name);
+    if (("/" + entry->file).find("/tasks/") != std::string::npos) names.insert(entry->info.name);
   CHECK(files == names);
 }
 
