@@ -47,21 +47,21 @@ void run(const Options& options) {
   }
   if (methods) {
     std::vector<std::vector<std::string>> rows = {
-        {"METHOD", "FAMILY", "CAUSAL", "PASSES", "SOURCE", "SUMMARY"}};
+        {"METHOD", "FAMILY", "CAUSAL", "PASSES", "SUMMARY", "SOURCE"}};
     for (const MethodEntry* entry : registry.methods()) {
       const MethodInfo& info = entry->info;
       rows.push_back({info.name, info.family, std::string(name(info.causality)),
-                      fmt::format("{}", fmt::join(pass_names(info), ",")), or_dash(info.source),
-                      info.summary + (info.oracle ? " (oracle)" : "")});
+                      fmt::format("{}", fmt::join(pass_names(info), ",")), info.summary,
+                      or_dash(info.source)});
     }
     fmt::print("{}", format_table(rows));
   }
   if (methods && tasks) fmt::print("\n");
   if (tasks) {
-    std::vector<std::vector<std::string>> rows = {{"TASK", "LABELS", "SOURCE", "SUMMARY"}};
+    std::vector<std::vector<std::string>> rows = {{"TASK", "LABELS", "SUMMARY", "SOURCE"}};
     for (const TaskEntry* entry : registry.tasks())
-      rows.push_back({entry->info.name, entry->info.labelled ? "yes" : "-",
-                      or_dash(entry->info.source), entry->info.summary});
+      rows.push_back({entry->info.name, entry->info.labelled ? "yes" : "-", entry->info.summary,
+                      or_dash(entry->info.source)});
     fmt::print("{}", format_table(rows));
   }
 }

@@ -135,7 +135,7 @@ TEST_CASE("apply refuses shapes that do not fit, in one line with both shapes", 
         std::string::npos);
   refused("--causal --set a=1", "--set a=1: dense_naive: unknown parameter \"a\"");
   refused("--dout x.npy", "go together");
-  refused("--threads 0", "--threads");
+  CHECK(subquad::test::subquad("apply dense_naive --threads 0 " + files.arguments()).status == 2);
 }
 
 TEST_CASE("apply names the file that is missing or no array", "[cli][apply]") {
