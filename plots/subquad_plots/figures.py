@@ -1,0 +1,60 @@
+"""The list of figures, and drawing all of them for a run directory."""
+
+from pathlib import Path
+
+from . import decode, error, figure, layout, memory, overview, pareto, speedup, style, time, views
+
+# Each has NAME, applies(view), caption(view) and draw(axes, view, context). To add a figure, write
+# such a module and name it here.
+FIGURES = [time, decode, speedup, memory, error, pareto]
+
+
+def draw_one(kind, view, context, results, directory, formats):
+    """Files that were written."""
+    panel, [axes] = layout.new_figure()
+    drawn = kind.draw(axes, view, context)
+    axes.set_title(view.title)
+    layout.arrange(panel, [axes], entries=figure.legend_entries(context, drawn),
+                   legend_title=drawn.legend_title,
+                   footer=figure.small_print(view, results, drawn.notes))
+    return layout.save(panel, directory, f"{kind.NAME}-{view.slug}", formats)
+
+
+def draw_overview(view, context, results, directory, formats):
+    panel, axes = layout.new_figure(2, 2, style.PAGE_WIDTH)
+    drawn = overview.draw(axes, view, context)
+    panel.suptitle("")
+    drawn.notes.insert(0, view.title)
+    layout.arrange(panel, axes, 2, figure.legend_entries(context, drawn),
+                   footer=figure.small_print(view, results, drawn.notes), panel_height=1.55)
+    return layout.save(panel, directory, overview.NAME, formats)
+
+
+def draw_all(results, directory, formats=("png", "svg")):
+    """Draws every figure that applies -> list of (files, caption)."""
+    style.use()
+    context = figure.Context(style.assign(results.everything, results.series_order),
+                             results.series_order, results.crossover)
+    found, written = views.views(results), []
+    chosen = overview.choose(found)
+    if chosen is not None:
+        files = draw_overview(chosen, context, results, directory, formats)
+        written.append((files, overview.caption(chosen)))
+    for view in found:
+        for kind in FIGURES:
+            if kind.applies(view):
+                files = draw_one(kind, view, context, results, directory, formats)
+                written.append((files, kind.caption(view)))
+    return written
+
+
+def write_index(directory, written, results):
+    """index.md: every figure with its caption."""
+    lines = [f"# Figures of {results.directory.resolve().name}", ""]
+    for files, caption in written:
+        shown = next((name for name in files if name.endswith((".png", ".svg"))), None)
+        if shown:
+            lines += [f"![{shown}]({shown})", ""]
+        links = ", ".join(f"[{name}]({name})" for name in files)
+        lines += [f"{caption} ({links})", ""]
+    Path(directory, "index.md").write_text("\n".join(lines), encoding="utf-8")
