@@ -69,6 +69,12 @@ std::string Cell::str() const {
                      problem.str(), threads, seed);
 }
 
+std::string Cell::brief() const {
+  const std::string keys = problem.n_kv == problem.n ? "" : fmt::format(" n_kv={}", problem.n_kv);
+  return fmt::format("{} {} {} n={}{}{}", label.empty() ? method : label, name(pass), task,
+                     problem.n, keys, problem.causal ? " causal" : "");
+}
+
 void to_json(nlohmann::json& json, const Cell& c) {
   json = {{"method", c.method},
           {"method_settings", settings_to_json(c.method_settings)},

@@ -54,7 +54,8 @@ struct Cell {
   // options, and whether gradients are wanted. Cells that share it share one reference file.
   std::string reference_id() const;
   bool wants_gradients() const { return pass == Pass::backward || pass == Pass::forward_backward; }
-  std::string str() const;  // one line for humans: "dense forward gaussian n=1024 ..."
+  std::string str() const;    // one line for humans, with every parameter
+  std::string brief() const;  // "window 64 forward mqar n=1024 causal": for progress lines
 };
 
 void to_json(nlohmann::json& json, const Cell& cell);

@@ -40,12 +40,12 @@ void Progress::begin(std::size_t steps, double estimated_seconds) {
 }
 
 void Progress::reference(const Cell& cell) {
-  if (terminal_) draw(fmt::format("exact reference: {} {}", cell.task, cell.problem.str()));
+  if (terminal_) draw(fmt::format("exact reference: {} n={}", cell.task, cell.problem.n));
 }
 
 void Progress::started(const Cell& cell, int) {
   // Drawn once per cell, not by a clock: while a worker measures, this process sleeps.
-  if (terminal_) draw(cell.str());
+  if (terminal_) draw(cell.brief());
 }
 
 void Progress::finished(const Cell& cell, int round, Status status, const std::string& reason,
@@ -55,7 +55,7 @@ void Progress::finished(const Cell& cell, int round, Status status, const std::s
   if (failed(status)) ++failed_;
   if (stream_ == nullptr || (terminal_ && status == Status::ok)) return;
   std::string text = fmt::format("[{:{}}/{}] {} round {}: {}", done_, std::to_string(steps_).size(),
-                                 steps_, cell.str(), round, name(status));
+                                 steps_, cell.brief(), round, name(status));
   if (!time_s.empty()) text += " " + human_seconds(std::strtod(time_s.c_str(), nullptr));
   if (!reason.empty()) text += ": " + reason;
   note(text);
