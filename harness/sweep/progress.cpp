@@ -56,8 +56,9 @@ void Progress::finished(const Cell& cell, int round, Status status, const std::s
   if (stream_ == nullptr || (terminal_ && status == Status::ok)) return;
   std::string text = fmt::format("[{:{}}/{}] {} round {}: {}", done_, std::to_string(steps_).size(),
                                  steps_, cell.str(), round, name(status));
-  if (!time_s.empty()) text += " " + human_seconds(std::strtod(time_s.c_str(), nullptr));
-  if (!reason.empty()) text += ": " + reason;
+  if (!time_s.empty())
+    text += fmt::format(" {}", human_seconds(std::strtod(time_s.c_str(), nullptr)));
+  if (!reason.empty()) text += fmt::format(": {}", reason);
   note(text);
 }
 
