@@ -160,9 +160,10 @@ TEST_CASE("a dry run prints the cells and writes nothing", "[faults][end_to_end]
   CHECK(run({"run", "good.yaml", "--dry-run"}, path / "log", path.str()) == 0);
   CHECK(slurp(path / "log").find("1 cells x 2 rounds = 2 runs") != std::string::npos);
   CHECK_FALSE(std::filesystem::exists(path / "results"));
-  CHECK(run({"run", "good.yaml", "--dry-run", "--set", "rounds=10000", "--set", "seeds=[1,2,3]"}, path / "log", path.str()) ==
-        0);
-  CHECK(run({"run", "good.yaml", "--set", "rounds=10000", "--set", "seeds=[1,2,3]"}, path / "log", path.str()) == 2);
+  CHECK(run({"run", "good.yaml", "--dry-run", "--set", "rounds=10000", "--set", "seeds=[1,2,3]"},
+            path / "log", path.str()) == 0);
+  CHECK(run({"run", "good.yaml", "--set", "rounds=10000", "--set", "seeds=[1,2,3]"}, path / "log",
+            path.str()) == 2);
   CHECK(slurp(path / "log").find("--yes") != std::string::npos);
   CHECK_FALSE(std::filesystem::exists(path / "results"));
 }
