@@ -1,5 +1,5 @@
-// A stand-alone Google Benchmark of registered methods, apart from the harness's own worker: the two
-// must agree on the same kernel (tests/bench/agreement.py compares them in pairs).
+// A stand-alone Google Benchmark of registered methods, apart from the harness's own worker: the
+// two must agree on the same kernel (tests/bench/agreement.py compares them in pairs).
 //
 //   bench_method [--method dense] [--n 1024] [--heads 4] [--d 64] [--causal 0|1] [--threads 1]
 //                [--pass forward|backward] [Google Benchmark's own flags]
@@ -18,9 +18,9 @@ namespace {
 using namespace subquad;
 
 struct Options {
-  std::map<std::string, std::string> values = {{"method", "dense"}, {"n", "1024"},    {"heads", "4"},
-                                               {"d", "64"},         {"causal", "0"},  {"threads", "1"},
-                                               {"pass", "forward"}};
+  std::map<std::string, std::string> values = {
+      {"method", "dense"}, {"n", "1024"},    {"heads", "4"},     {"d", "64"},
+      {"causal", "0"},     {"threads", "1"}, {"pass", "forward"}};
 
   // Takes --key value pairs out of argv; what is left is for Google Benchmark.
   Options(int* argc, char** argv) {
@@ -49,8 +49,8 @@ void measure(benchmark::State& state, const Options& options) {
   QKV data(problem);
   make_task("gaussian")->fill(problem, 1, 0, &data);
   const Inputs in = data.inputs();
-  Tensor out(problem.batch, problem.heads, problem.n, problem.d_v), dout = out, dq = data.q, dk = data.k,
-                                                                    dv = data.v;
+  Tensor out(problem.batch, problem.heads, problem.n, problem.d_v), dout = out, dq = data.q,
+                                                                    dk = data.k, dv = data.v;
   fill_normal(9, dout.data(), dout.size());
   const auto method = make_method(options.values.at("method"));
   method->prepare(problem, {.seed = 1, .gradients = backward});
