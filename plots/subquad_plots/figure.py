@@ -60,19 +60,4 @@ def oracle_handle(context, series):
 
 def small_print(view, results, notes):
     """Machine, rounds and what was left out, after the notes of the figure itself."""
-    rows = view.rows
-    cpus = sorted(cpu for cpu in rows["cpu"].unique() if cpu) or ["unknown machine"]
-    threads = sorted(int(count) for count in rows["threads"].dropna().unique())
-    rounds = int(rows.groupby("cell_id")["round"].nunique().max())
-    parts = [" / ".join(cpus)]
-    if threads:
-        parts.append(f"{', '.join(map(str, threads))} thread{'' if threads == [1] else 's'}")
-    parts.append(f"{rounds} round{'' if rounds == 1 else 's'}")
-    lost = view.dropped[view.dropped["status"] != "unsupported"]
-    if len(lost):
-        from .load import count_text
-        parts.append(f"left out: {count_text(lost)}")
-    unstable = int((rows["status"] == "unstable").sum())
-    if unstable:
-        parts.append(f"with {unstable} unstable rows")
-    return "\n".join(list(notes) + ["; ".join(parts)])
+    return "\n".join(list(notes) + [summary.provenance(view.rows, view.dropped)])

@@ -101,11 +101,12 @@ def selected_params(who, text, keys, separator):
     return separator.join(f"{key}={value}" for key, value in params if (who, key) in keys)
 
 
-def prepare(frame):
-    """Adds the columns that name curves and what they are drawn for."""
-    frame = frame.copy()
-    method_keys = several_values(frame, "label", "method_params")
-    task_keys = several_values(frame, "task", "task_params")
+def prepare(frame, reference=None):
+    """Adds the columns that name curves and what they are drawn for. `reference`: the rows that
+    say which parameters matter, so that a failed row has the name of its curve."""
+    frame, reference = frame.copy(), frame if reference is None else reference
+    method_keys = several_values(reference, "label", "method_params")
+    task_keys = several_values(reference, "task", "task_params")
     series, split = [], []
     for label, method, params, task, task_params in zip(
             frame["label"], frame["method"], frame["method_params"], frame["task"],
@@ -226,5 +227,5 @@ def load(directory, tasks=(), passes=(), include_unstable=False, allow_mixed=Fal
     if not allow_mixed:
         refuse_mixed(frame, path)
         refuse_debug(frame, path)
-    return Results(Path(directory), frame, prepare(dropped).reset_index(drop=True),
+    return Results(Path(directory), frame, prepare(dropped, good).reset_index(drop=True),
                    prepared, read_crossover(directory), series_order(prepared))

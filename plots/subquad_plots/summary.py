@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 
+from .load import count_text
+
 BASELINE = "dense"
 # Two rows form a ratio only when they agree in these: one round of one machine and build.
 PAIR = ["n", "kv", "round", "seed", "cpu", "host", "build_id"]
@@ -60,3 +62,21 @@ def positive_floor(values, fallback):
     values = np.asarray(values, dtype=float)
     values = values[np.isfinite(values) & (values > 0)]
     return values.min() / 2 if len(values) else fallback
+
+
+def provenance(rows, dropped):
+    """'AMD EPYC; 2 threads; 3 rounds; left out: 2 unstable': stands below figures and tables."""
+    cpus = sorted(cpu for cpu in rows["cpu"].unique() if cpu) or ["unknown machine"]
+    threads = sorted(int(count) for count in rows["threads"].dropna().unique() if count > 0)
+    rounds = int(rows.groupby("cell_id")["round"].nunique().max())
+    parts = [" / ".join(cpus)]
+    if threads:
+        parts.append(f"{', '.join(map(str, threads))} thread{'' if threads == [1] else 's'}")
+    parts.append(f"{rounds} round{'' if rounds == 1 else 's'}")
+    lost = dropped[dropped["status"] != "unsupported"]
+    if len(lost):
+        parts.append(f"left out: {count_text(lost)}")
+    unstable = int((rows["status"] == "unstable").sum())
+    if unstable:
+        parts.append(f"with {unstable} unstable row{'' if unstable == 1 else 's'}")
+    return "; ".join(parts)

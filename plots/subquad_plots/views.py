@@ -67,9 +67,7 @@ def views(results):
                 here &= of_task[column] == value
             lost = (dropped["task"] == task) & (dropped["pass"] == pass_name)
             for column, value in chosen.items():
-                # Rows that failed do not split parameters of the task: they count for each.
-                if column != "task_split":
-                    lost &= dropped[column] == value
+                lost &= dropped[column] == value
             full = of_task[here].iloc[0].to_dict()
             parts = [describe(column, value) for column, value in chosen.items()]
             name = PASS_NAMES.get(pass_name, pass_name)
