@@ -1,0 +1,166 @@
+"""Tests of the figures and tables over a made-up results.csv. Run by ctest; alone:
+
+    /usr/bin/python3 -m unittest discover -s tests/plots
+"""
+import contextlib
+import csv
+import io
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parents[1] / "plots"))
+sys.dont_write_bytecode = True
+
+import plot  # noqa: E402  (plots/plot.py)
+import synthetic  # noqa: E402
+import table  # noqa: E402  (plots/table.py)
+from subquad_plots import fit, load  # noqa: E402
+from subquad_plots.errors import UserError  # noqa: E402
+
+
+def quiet(function, *arguments):
+    """The value, what was printed to stdout, and to stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        value = function(*arguments)
+    return value, out.getvalue(), err.getvalue()
+
+
+def rows_of(method, n, times, task="gaussian", **fields):
+    """One row per round with exactly these times."""
+    rows = []
+    for number, seconds in enumerate(times):
+        row = dict.fromkeys(synthetic.columns(), "")
+        row.update(cell_id=f"{method}{n}{task}", round=number, attempt=1, status="ok", method=method,
+                   label=method, task=task, approximates="softmax", oracle=0, causal=1, batch=1,
+                   heads=1, n=n, n_kv=n, d_k=64, d_v=64, scale=0.125, threads=1, seed=1, cpu="test",
+                   host="test", build="Release x", build_id="b", time_s=seconds, **{"pass": "forward"})
+        row.update(fields)
+        rows.append(row)
+    return rows
+
+
+class WithDirectory(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.directory = Path(folder.name)
+
+    def write(self, rows, torn=""):
+        synthetic.write(self.directory, rows, torn)
+
+    def load(self, *arguments, **options):
+        return quiet(lambda: load.load(self.directory, *arguments, **options))[0]
+
+
+class Exponents(unittest.TestCase):
+    def test_the_exponent_of_a_power_law_is_its_power(self):
+        n = [256, 512, 1024, 2048, 4096]
+        for power in (1, 1.5, 2):
+            slope = fit.exponent(n, [3e-9 * x**power for x in n])
+            value = slope[0] if isinstance(slope, tuple) else slope.value
+            self.assertAlmostEqual(value, power, places=6)
+
+
+class Loading(WithDirectory):
+    def test_the_last_row_of_a_cell_and_round_counts(self):
+        rows = rows_of("dense", 256, [1.0])
+        again = rows_of("dense", 256, [2.0])
+        rows[0]["status"] = "interrupted"
+        self.write(rows + again)
+        self.assertEqual(list(self.load().frame["time_s"]), [2.0])
+
+    def test_failed_and_unstable_rows_are_left_out_unless_asked_for(self):
+        good = rows_of("dense", 256, [1.0])
+        shaky = rows_of("dense", 512, [2.0], status="unstable", reason="spread")
+        failed = rows_of("dense", 1024, [""], status="oom", reason="no memory")
+        self.write(good + shaky + failed)
+        self.assertEqual(sorted(self.load().frame["n"]), [256])
+        self.assertEqual(sorted(self.load(include_unstable=True).frame["n"]), [256, 512])
+
+    def test_a_torn_last_line_is_ignored(self):
+        self.write(rows_of("dense", 256, [1.0]), torn="abc,0,1,ok")
+        self.assertEqual(len(self.load().frame), 1)
+
+    def test_rows_of_two_machines_are_refused(self):
+        self.write(rows_of("dense", 256, [1.0]) + rows_of("dense", 512, [1.0], cpu="other"))
+        with self.assertRaises(UserError):
+            self.load()
+        self.assertEqual(len(self.load(allow_mixed=True).frame), 2)
+
+
+class Tables(WithDirectory):
+    def text(self, *arguments):
+        status, out, err = quiet(table.main, [*arguments, str(self.directory)])
+        self.assertEqual(status, 0, err)
+        return out
+
+    def setUp(self):
+        super().setUp()
+        self.write(rows_of("dense", 256, [0.003, 0.001, 0.002]) +
+                   rows_of("dense", 512, [0.008, 0.008, 0.009]) +
+                   rows_of("some_method", 256, [0.004, 0.004, 0.004]) +
+                   rows_of("some_method", 512, [0.004, 0.004, 0.0045]) +
+                   rows_of("fails", 256, [""], status="timeout"))
+
+    def test_cells_are_medians_over_the_rounds(self):
+        rows = {(r["label"], r["n"]): float(r["value"])
+                for r in csv.DictReader(io.StringIO(self.text("--format=csv"))) if r["value"]}
+        self.assertAlmostEqual(rows["dense", "256"], 0.002)
+        self.assertAlmostEqual(rows["some_method", "512"], 0.004)
+
+    def test_a_speed_up_is_formed_within_each_round(self):
+        rows = {(r["label"], r["n"]): float(r["value"])
+                for r in csv.DictReader(io.StringIO(self.text("--format=csv", "--value=speedup")))
+                if r["value"]}
+        self.assertAlmostEqual(rows["some_method", "256"], 0.5)  # median of 3/4, 1/4, 2/4
+        self.assertAlmostEqual(rows["some_method", "512"], 2.0)
+
+    def test_markdown_names_what_failed_and_the_machine(self):
+        text = self.text()
+        self.assertIn("timeout", text)
+        self.assertIn("test", text.splitlines()[-1])
+
+    def test_latex_escapes_underscores(self):
+        text = self.text("--format=latex", "--best")
+        self.assertIn(r"some\_method", text)
+        self.assertIn(r"\toprule", text)
+
+    def test_mistakes_are_one_line_and_status_2(self):
+        for arguments in (["--value=tme_s", str(self.directory)], [str(self.directory / "none")],
+                          ["--task=nothing", str(self.directory)]):
+            status, _, err = quiet(table.main, arguments)
+            self.assertEqual(status, 2)
+            self.assertTrue(err.strip().splitlines()[-1].startswith("table.py: "))
+
+
+class Figures(WithDirectory):
+    def test_every_kind_of_figure_is_written(self):
+        self.write(synthetic.sweep(), torn="x,y")
+        status, _, err = quiet(plot.main, [str(self.directory), "--format", "png"])
+        self.assertEqual(status, 0, err)
+        figures = self.directory / "figures"
+        for kind in ("time", "speedup", "memory", "error", "pareto", "overview"):
+            files = list(figures.glob(f"{kind}*.png"))
+            self.assertTrue(files, kind)
+            self.assertTrue(all(f.stat().st_size > 5000 for f in files), kind)
+        self.assertIn("time", (figures / "index.md").read_text())
+
+    def test_one_point_and_missing_columns_do_not_crash(self):
+        self.write(rows_of("dense", 256, [1.0]))
+        status, _, err = quiet(plot.main, [str(self.directory), "--format", "png"])
+        self.assertEqual(status, 0, err)
+
+    def test_an_empty_selection_says_so(self):
+        self.write(rows_of("dense", 256, [1.0]))
+        status, _, err = quiet(plot.main, [str(self.directory), "--task", "nothing"])
+        self.assertEqual(status, 2)
+        self.assertIn("nothing", err)
+
+
+if __name__ == "__main__":
+    unittest.main()
