@@ -1,0 +1,14 @@
+// The attention matrix that a method shows, against the exact one.
+#pragma once
+
+#include "harness/measure/cell_report.h"
+#include "harness/measure/pass_run.h"
+
+namespace subquad {
+
+// Fills the columns of KL divergence and top-k mass from about matrix_rows rows of the attention
+// matrix of set 0, where the method shows one. An extra: a failure here is a doubt and does not
+// undo the measurement.
+void attention_matrix(const Cell& cell, Method& method, const PassRun& run, CellReport& report);
+
+}  // namespace subquad
