@@ -213,8 +213,9 @@ void BandAttention::forward(const Inputs& in, TensorView out, float* row_lse) {
   const Problem& p = problem_;
   const Index tiles = (p.n + kTileRows - 1) / kTileRows, heads = p.batch * p.heads;
   parallel_for(heads * tiles, [&](Index item, int thread) {
-    // Last tiles first: in causal patterns they are the long ones.
-    const Index bh = item % heads, i0 = (tiles - 1 - item / heads) * kTileRows;
+    // Head after head, so that its keys stay in the cache; last tiles first, which in causal
+    // patterns are the long ones: the queue ends with short items.
+    const Index bh = item / tiles, i0 = (tiles - 1 - item % tiles) * kTileRows;
     float* place = scratch_.data() + thread * scratch_floats_;
     Scratch scratch{};
     const auto carve = [&](Index floats) { return std::exchange(place, place + floats); };

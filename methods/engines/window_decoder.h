@@ -11,5 +11,7 @@ namespace subquad {
 // The cache is allocated here; steps and prefill copy into it and allocate nothing. Feeding more
 // than config.capacity tokens throws InternalError.
 std::unique_ptr<Decoder> make_window_decoder(const DecodeConfig& config, Index window, Index sinks);
+// Bytes that such a decoder allocates: cache of `slots` tokens, scores and partial sums of a step.
+double window_decoder_bytes(Index heads, Index slots, Index d_k, Index d_v);
 
 }  // namespace subquad

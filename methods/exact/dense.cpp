@@ -54,9 +54,7 @@ class Dense final : public Method {
     if (pass == Pass::forward) return BandAttention::work_bytes(p, Band::dense(p), false);
     if (pass == Pass::backward || pass == Pass::forward_backward)
       return BandAttention::work_bytes(p, Band::dense(p), true) + lse;
-    if (pass == Pass::decode)  // cache, scores of one step, scaled query
-      return budget(p).state_bytes +
-             4.0 * static_cast<double>(p.batch * p.heads * (p.n_kv + p.d_k));
+    if (pass == Pass::decode) return window_decoder_bytes(p.batch * p.heads, p.n_kv, p.d_k, p.d_v);
     return 0;
   }
   double flops(const Problem& p, Pass pass) const override {

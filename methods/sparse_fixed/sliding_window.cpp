@@ -67,9 +67,9 @@ class SlidingWindow final : public Method {
   double extra_bytes(const Problem& p, Pass pass) const override {
     const auto rows = static_cast<double>(p.batch * p.heads);
     if (pass == Pass::forward) return BandAttention::work_bytes(p, band(p), false);
-    if (pass == Pass::decode)  // cache, scores of one step, scaled query
-      return budget(p).state_bytes +
-             4.0 * rows * (budget(p).keys_per_query + static_cast<double>(p.d_k));
+    if (pass == Pass::decode)
+      return window_decoder_bytes(p.batch * p.heads, static_cast<Index>(budget(p).keys_per_query),
+                                  p.d_k, p.d_v);
     return BandAttention::work_bytes(p, band(p), true) + 4.0 * rows * static_cast<double>(p.n);
   }
   double flops(const Problem& p, Pass pass) const override {
