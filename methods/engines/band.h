@@ -92,19 +92,20 @@ void fill_hidden(Tile& tile, const Band& band, std::span<const std::uint8_t> rea
     if (real[static_cast<std::size_t>(c0 + j)] == 0) tile.col(j).setConstant(value);
 }
 
-// Rows `rows` of softmax(scale q k^T) over the keys that the band and the key mask let through,
+// Rows `rows` of softmax(scale q k^T) over the keys that `sees(i, j)` and the key mask let through,
 // computed in double -> weights [rows, n_kv]. A row that sees no key is zero. For
 // Method::attention_rows: clear rather than fast.
-inline void band_attention_rows(const Inputs& in, const Band& band, double scale, Index b, Index h,
-                                std::span<const Index> rows, Eigen::Ref<Matrix> weights) {
+template <class Sees>
+void masked_attention_rows(const Inputs& in, const Sees& sees, double scale, Index b, Index h,
+                           std::span<const Index> rows, Eigen::Ref<Matrix> weights) {
   const auto real = keys_of_batch(in, b);
   const auto q = in.q.head(b, h), k = in.k.head(b, h);
+  VectorD score(in.k.n());
   for (std::size_t r = 0; r < rows.size(); ++r) {
     const Index i = rows[r];
-    VectorD score(in.k.n());
     double max = -std::numeric_limits<double>::infinity();
     const auto seen = [&](Index j) {
-      return band.sees(i, j) && (real.empty() || real[static_cast<std::size_t>(j)] != 0);
+      return sees(i, j) && (real.empty() || real[static_cast<std::size_t>(j)] != 0);
     };
     for (Index j = 0; j < in.k.n(); ++j)
       if (seen(j)) {
@@ -119,6 +120,12 @@ inline void band_attention_rows(const Inputs& in, const Band& band, double scale
     if (sum > 0) score /= sum;
     weights.row(static_cast<Index>(r)) = score.cast<float>();
   }
+}
+
+inline void band_attention_rows(const Inputs& in, const Band& band, double scale, Index b, Index h,
+                                std::span<const Index> rows, Eigen::Ref<Matrix> weights) {
+  const auto sees = [&](Index i, Index j) { return band.sees(i, j); };
+  masked_attention_rows(in, sees, scale, b, h, rows, weights);
 }
 
 }  // namespace subquad

@@ -31,7 +31,8 @@ inline Bounds union_of(const Bounds* bounds, Index rows) {
   return all.lo < all.hi ? all : Bounds{};
 }
 
-// scores[r, panel columns] = a[r, :] * panels, for the panels that a group of rows needs.
+// scores[r, columns] = a[r, :] * panels, for the whole vectors of columns that a group of rows
+// needs.
 inline void score_product(const float* a, Index lda, Index depth, const float* panels,
                           const Bounds* bounds, Index tile_rows, float* scores, Index ld) {
   // Panels outside, rows inside: a panel is read from L2 once and stays in L1 for all rows.
@@ -40,12 +41,24 @@ inline void score_product(const float* a, Index lda, Index depth, const float* p
   for (Index p = all.lo / kPanel; p * kPanel < all.hi; ++p)
     for (Index r = 0; r < tile_rows; r += kScoreRows) {
       const Bounds group = union_of(bounds + r, kScoreRows);
-      if (group.hi <= p * kPanel || group.lo >= (p + 1) * kPanel) continue;
-      product_block<kScoreRows, kPanelVectors, false>(a + r * lda, lda, 1, depth,
-                                                      panels + p * depth * kPanel, kPanel,
-                                                      scores + r * ld + p * kPanel, ld);
+      const Index lo = std::max<Index>(group.lo - p * kPanel, 0) / kLanes;
+      const Index hi = (std::min<Index>(group.hi - p * kPanel, kPanel) + kLanes - 1) / kLanes;
+      if (group.hi <= p * kPanel || lo >= hi) continue;
+      const auto product = [&](auto vectors) {
+        product_block<kScoreRows, decltype(vectors)::value, false>(
+            a + r * lda, lda, 1, depth, panels + p * depth * kPanel + lo * kLanes, kPanel,
+            scores + r * ld + p * kPanel + lo * kLanes, ld);
+      };
+      if (hi - lo == kPanelVectors) {
+        product(std::integral_constant<int, kPanelVectors>{});
+      } else if (hi - lo == 2) {
+        product(std::integral_constant<int, 2>{});
+      } else {
+        product(std::integral_constant<int, 1>{});
+      }
     }
 }
+static_assert(kPanelVectors == 3);
 
 // out[r, :] += weights[r, j] * rows[j, :] over the columns that row r keeps. Rows of a register
 // block share the columns that all of them keep; the few others are added row by row, so that a

@@ -2,13 +2,12 @@
 // Source: the local attention of Longformer (Beltagy et al. 2020, arXiv 2004.05150); sinks as in
 // StreamingLLM (Xiao et al. 2023, arXiv 2309.17453), positions unchanged.
 //   causal:        query i, at position p = i + n_kv - n, sees the keys p - window + 1 .. p
-//   bidirectional: query i sees the keys i - floor(window / 2) .. i - floor(window / 2) + window -
-//   1,
+//   bidirectional: query i sees the keys j with 0 <= j - i + floor(window / 2) < window,
 //                  `window` keys in all: for an even window one key more before than after
 // cut to the keys that exist, and besides the first `sinks` keys (causal: those not after p).
 
 #include "harness/core/registry.h"
-#include "methods/engines/band_attention.h"
+#include "methods/engines/pattern_method.h"
 #include "methods/engines/window_decoder.h"
 
 namespace subquad {
@@ -19,12 +18,7 @@ struct Params {
   Index sinks = 0;
 };
 
-struct WindowSaved final : Saved {
-  explicit WindowSaved(Index rows) : lse(rows) {}
-  AlignedArray<float> lse;  // [batch * heads * n] row log-sum-exp of the scaled logits
-};
-
-class SlidingWindow final : public Method {
+class SlidingWindow final : public PatternMethod {
  public:
   explicit SlidingWindow(const Params& params) : params_(params) {}
 
@@ -32,31 +26,17 @@ class SlidingWindow final : public Method {
     if (!p.causal && p.n != p.n_kv) return "a centred window needs n_kv = n";
     return "";
   }
-  void prepare(const Problem& problem, const Env& env) override {
-    problem_ = problem;
-    attention_.prepare(problem, band(problem), env.gradients);
-  }
 
-  std::unique_ptr<Saved> make_saved() const override {
-    return std::make_unique<WindowSaved>(problem_.batch * problem_.heads * problem_.n);
-  }
-  void forward(const Inputs& in, TensorView out, Saved* saved) override {
-    attention_.forward(in, out,
-                       saved == nullptr ? nullptr : static_cast<WindowSaved&>(*saved).lse.data());
-  }
-  void backward(const Inputs& in, ConstTensorView out, ConstTensorView dout, const Saved& saved,
-                const Gradients& grads) override {
-    attention_.backward(in, out, dout, static_cast<const WindowSaved&>(saved).lse.data(), grads);
+  Pattern pattern(const Problem& p, Seed) const override {
+    Band band = Band::dense(p);
+    band.before = p.causal ? params_.window - 1 : params_.window / 2;
+    band.after = params_.window - 1 - band.before;
+    band.sinks = params_.sinks;
+    return Pattern::of(band);
   }
 
   std::unique_ptr<Decoder> make_decoder(const DecodeConfig& config) const override {
     return make_window_decoder(config, params_.window, params_.sinks);
-  }
-
-  bool attention_rows(const Inputs& in, Index b, Index h, std::span<const Index> rows,
-                      Eigen::Ref<Matrix> weights) override {
-    band_attention_rows(in, band(problem_), problem_.logit_scale(), b, h, rows, weights);
-    return true;
   }
 
   Budget budget(const Problem& p) const override {
@@ -65,29 +45,14 @@ class SlidingWindow final : public Method {
             .state_bytes = 4.0 * keys * static_cast<double>(p.batch * p.heads * (p.d_k + p.d_v))};
   }
   double extra_bytes(const Problem& p, Pass pass) const override {
-    const auto rows = static_cast<double>(p.batch * p.heads);
-    if (pass == Pass::forward) return BandAttention::work_bytes(p, band(p), false);
     if (pass == Pass::decode)
       return window_decoder_bytes(p.batch * p.heads, static_cast<Index>(budget(p).keys_per_query),
                                   p.d_k, p.d_v);
-    return BandAttention::work_bytes(p, band(p), true) + 4.0 * rows * static_cast<double>(p.n);
-  }
-  double flops(const Problem& p, Pass pass) const override {
-    return BandAttention::flops(p, band(p), pass);
+    return PatternMethod::extra_bytes(p, pass);
   }
 
  private:
-  Band band(const Problem& p) const {
-    Band band = Band::dense(p);
-    band.before = p.causal ? params_.window - 1 : params_.window / 2;
-    band.after = params_.window - 1 - band.before;
-    band.sinks = params_.sinks;
-    return band;
-  }
-
   Params params_;
-  Problem problem_;
-  BandAttention attention_;
 };
 
 const RegisterMethod<SlidingWindow, Params> kRegistration{

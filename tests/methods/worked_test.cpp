@@ -3,7 +3,7 @@
 
 #include <catch2/catch.hpp>
 
-#include "methods/engines/band_attention.h"
+#include "methods/engines/tiled_attention.h"
 #include "tests/methods/method_fixture.h"
 
 using namespace subquad;
@@ -153,8 +153,8 @@ TEST_CASE("the saved log-sum-exp is that of the visible logits", "[methods]") {
     QKV in = random_inputs(p, 12, 5);
     pad_keys(p, 12, 0.2, &in);
     std::fill_n(in.key_mask.begin(), 100, std::uint8_t{0});  // early causal rows see nothing
-    BandAttention attention;
-    attention.prepare(p, Band::dense(p), false);
+    TiledAttention attention;
+    attention.prepare(p, Pattern::of(Band::dense(p)), false);
     Tensor out(p.batch, p.heads, p.n, p.d_v), lse(p.batch, p.heads, p.n, 1);
     attention.forward(in.inputs(), out, lse.data());
     const reference::Call call = double_call(p, in);

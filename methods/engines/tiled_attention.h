@@ -1,6 +1,6 @@
-// Exact softmax attention over a band of keys, without the attention matrix: the engine of dense
-// attention and sliding windows. O(n) extra memory, cost proportional to the kept entries, the same
-// bits for any thread count.
+// Exact softmax attention over a pattern of visible keys, without the attention matrix: the engine
+// of dense attention, windows and block-sparse methods. O(n) extra memory, cost proportional to the
+// kept entries, the same bits for any thread count.
 //
 // Source: FlashAttention-2 (Dao 2023, arXiv 2307.08691), algorithms 1 and 2: query tiles outside,
 // running row maximum and sum, one division at the end, only the row log-sum-exp kept; backward
@@ -10,15 +10,15 @@
 #include <vector>
 
 #include "harness/core/method.h"
-#include "methods/engines/band.h"
+#include "methods/engines/pattern.h"
 
 namespace subquad {
 
-class BandAttention {
+class TiledAttention {
  public:
   // Makes the work space; forward and backward allocate nothing unless there are more threads then,
   // or a key mask comes.
-  void prepare(const Problem& problem, const Band& band, bool gradients);
+  void prepare(const Problem& problem, Pattern pattern, bool gradients);
 
   // out [batch, heads, n, d_v]. lse [batch * heads * n] receives the natural row log-sum-exp of the
   // scaled logits (-infinity for a row that sees no key, whose output is zero) unless it is null.
@@ -27,33 +27,45 @@ class BandAttention {
   void backward(const Inputs& in, ConstTensorView out, ConstTensorView dout, const float* lse,
                 const Gradients& grads);
 
-  // Bytes that prepare() allocates for this problem with the present thread count.
-  static double work_bytes(const Problem& problem, const Band& band, bool gradients);
-  // Operations of the listed passes: scores and values forward; scores, values, dv, dk, dq
-  // backward.
-  static double flops(const Problem& problem, const Band& band, Pass pass);
+  // Bytes that prepare() allocates for this problem with the present thread count, its copy of the
+  // pattern included.
+  static double work_bytes(const Problem& problem, const Pattern& pattern, bool gradients);
+  // Operations of a pass: scores and values forward; scores, values, dv, dk, dq backward. A
+  // decoding step meets the keys of the last query.
+  static double flops(const Problem& problem, const Pattern& pattern, Pass pass);
 
  private:
-  // Entries (i, j) with j in [k_begin, k_end) and i + lo <= j < i + hi: a band is one or two of
-  // them.
-  struct Stripe {
-    Index k_begin = 0, k_end = 0, lo = 0, hi = 0;
-    Index first(Index i) const { return std::max(k_begin, i + lo); }
-    Index last(Index i) const { return std::min(k_end, i + hi); }  // one past
+  struct Tile {  // of queries: it never crosses the blocks of the pattern
+    Index i0, rows;
   };
   struct Sizes;
   struct Head;     // pointers of one head
   struct Scratch;  // of one thread
 
-  static std::vector<Stripe> stripes(const Band& band);
+  Index tiles() const;  // per head
+  Tile tile(Index number) const;
+  // Calls body(stripe) for every stripe of head bh that may hold an entry of the queries' tile, in
+  // a fixed order.
+  template <class Body>
+  void for_stripes(Index bh, Index i0, Body&& body) const;
+  // The same for the keys of one block of backward.
+  template <class Body>
+  void for_stripes_of_keys(Index bh, Index block, Body&& body) const;
+  void list_by_keys();
   Head head(const Inputs& in, Index bh) const;
   void pack(const Inputs& in, bool gradients);
-  void forward_tile(const Head& head, Index i0, Scratch& scratch, float* out, float* lse) const;
-  void backward_block(const Head& head, Index j0, Scratch& scratch, const float* dout,
+  void forward_tile(const Head& head, Index bh, Tile tile, Scratch& scratch, float* out,
+                    float* lse) const;
+  void backward_block(const Head& head, Index bh, Index j0, Scratch& scratch, const float* dout,
                       const float* lse, float* dq_rows) const;
+  void backward_tile(const Head& head, const Stripe& stripe, Index i0, Index rows, Index j0,
+                     Scratch& scratch, const float* dout, const float* lse, float* dq) const;
 
   Problem problem_;
-  std::vector<Stripe> stripes_;
+  Pattern pattern_;
+  // Numbers of the listed stripes that meet a block of keys: those of block x of head h are
+  // by_keys_[key_starts_[y] .. key_starts_[y + 1]) with y = (h % listed_heads) * blocks + x.
+  std::vector<Index> key_starts_, by_keys_;
   Index wide_k_ = 0, wide_v_ = 0;  // d_k, d_v rounded up to whole vectors
   Index panels_ = 0;               // per head
   Index groups_ = 1;               // groups of keys with dq accumulators of their own
