@@ -318,6 +318,7 @@ class LifeCycle {
     if (budget.state_bytes > 0) put("state_bytes", budget.state_bytes);
     const double analytic = method_->extra_bytes(cell_.problem, cell_.pass);
     if (analytic > 0) put("analytic_bytes", analytic);
+    put("bounds_in", std::string(name(method_->bounds_in())));
   }
 
   // ---- time ----
@@ -425,7 +426,7 @@ class LifeCycle {
           true);
   }
 
-  // KL divergence and top-k mass on about matrix_rows rows of the attention matrix of set 0.
+  // Distances to the exact one of about matrix_rows rows of the attention matrix of set 0.
   // An extra: a failure here does not undo the measurement.
   void attention_matrix() {
     try {
@@ -452,13 +453,16 @@ class LifeCycle {
       weights.setConstant(fill_pattern());
       if (!method_->attention_rows(in, b, h, rows, weights)) return;
       if (!sums.add(exact_attention_rows(in, p, b, h, rows), weights, cell_.error.top_k)) {
-        doubt("attention_rows", "its attention matrix has negative or non-finite weights");
+        doubt("attention_rows", "its attention matrix has weights that are not finite");
         return;
       }
     }
     if (const auto m = sums.metrics()) {
-      put("kl", m->kl);
+      if (!m->negative) put("kl", m->kl);
       put("topk_mass", m->topk_mass);
+      put("matrix_error", m->relative);
+      put("row_tv", m->row_tv);
+      put_count("matrix_rows", m->judged_rows);
       put_count("topk", std::min(cell_.error.top_k, p.n_kv));
     }
   }
