@@ -59,6 +59,7 @@ ordered_json declared(const MethodEntry& entry) {
           {"exact", info.exact},
           {"exact_limit", info.exact || info.exact_limit != nullptr},
           {"oracle", info.oracle},
+          {"bounded_by", info.bounded_by},
           {"tolerance", info.tolerance},
           {"max_n", info.max_n},
           {"time_exponent", info.time_exponent},

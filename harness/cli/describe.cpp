@@ -95,6 +95,8 @@ void print(const MethodEntry& entry, const Settings& settings, Index n) {
       {"output", fmt::format("{}", !info.linear_in_v       ? "not linear in v"
                                    : info.structure_from_v ? "a matrix that depends on v, times v"
                                                            : "a matrix times v")},
+      {"bounded by",
+       info.bounded_by.empty() ? "-" : fmt::format("{}", fmt::join(info.bounded_by, ", "))},
       {"longest n", info.max_n > 0 ? fmt::format("{}", info.max_n) : "no limit"},
       {"claimed growth",
        fmt::format("time {}, memory {}", growth(info.time_exponent), growth(info.memory_exponent))},

@@ -31,6 +31,18 @@ std::string_view name(Approximates approximates) {
   return "?";
 }
 
+std::string_view name(MatrixDistance distance) {
+  switch (distance) {
+    case MatrixDistance::none:
+      return "";
+    case MatrixDistance::frobenius:
+      return "matrix_error";
+    case MatrixDistance::row_tv:
+      return "row_tv";
+  }
+  return "?";
+}
+
 double DecodeConfig::logit_scale() const {
   return scale != 0 ? scale : 1.0 / std::sqrt(static_cast<double>(d_k));
 }

@@ -31,8 +31,15 @@ enum class Causality { none, weights, strict };
 //   nothing:    a control that does not try (uniform attention).
 enum class Approximates { softmax, own_kernel, nothing };
 
+// A distance between attention matrices in which an oracle can be the nearest of its family.
+//   frobenius: ||method - exact||_F / ||exact||_F over the whole matrix (column matrix_error).
+//   row_tv:    mean over rows of sum_j |method - exact| / 2, for rows that sum to one (row_tv).
+enum class MatrixDistance { none, frobenius, row_tv };
+
 std::string_view name(Causality causality);
 std::string_view name(Approximates approximates);
+// The column of results.csv with that distance: "matrix_error", "row_tv"; "" for none.
+std::string_view name(MatrixDistance distance);
 
 // What makes approximate methods comparable. Zero where it has no meaning.
 struct Budget {
@@ -201,6 +208,9 @@ class Method {
   virtual double flops(const Problem&, Pass) const { return 0; }
   // Numbers about the last call that are worth a column (kept entries, guarded rows, ...).
   virtual std::vector<Metric> metrics() const { return {}; }
+  // Oracles: the distance in which no method that names this oracle in `bounded_by` is nearer to
+  // the exact attention matrix at the same keys_per_query.
+  virtual MatrixDistance bounds_in() const { return MatrixDistance::none; }
 };
 
 struct MethodInfo {
@@ -223,6 +233,12 @@ struct MethodInfo {
   bool oracle = false;            // sees the exact attention matrix: a bound, not a competitor
   double tolerance = 1e-5;        // relative Frobenius error allowed where it must be exact
   Index max_n = 0;                // largest n it accepts, 0 = no limit (quadratic oracles)
+  // Oracles that bound this method: at the same keys_per_query, and for problems that the oracle
+  // supports, its attention matrix is never nearer to the exact one than theirs (bounds_in()).
+  // With topk_exact in mind: rows sum to one.
+  std::vector<std::string> bounded_by = {};
+  // Oracles that bound others: the settings at which a query meets `keys` keys or features.
+  std::function<Settings(double keys)> at_budget = {};
   // Settings at which the method must equal exact softmax attention (empty function: never).
   std::function<Settings(const Problem&)> exact_limit = {};
   double time_exponent = 0;  // claimed growth in n, 0 = no claim

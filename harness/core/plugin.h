@@ -13,7 +13,7 @@
 #include "harness/core/registry.h"
 #include "harness/core/task.h"
 
-#define SUBQUAD_INTERFACE_VERSION 1
+#define SUBQUAD_INTERFACE_VERSION 2
 
 #define SUBQUAD_STRINGIFY_(x) #x
 #define SUBQUAD_STRINGIFY(x) SUBQUAD_STRINGIFY_(x)

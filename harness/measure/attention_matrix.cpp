@@ -27,13 +27,16 @@ void compare_attention_rows(const Cell& cell, Method& method, const PassRun& run
     weights.setConstant(fill_pattern());
     if (!method.attention_rows(in, b, h, rows, weights)) return;
     if (!sums.add(exact_attention_rows(in, p, b, h, rows), weights, cell.error.top_k)) {
-      report.doubt("attention_rows", "its attention matrix has negative or non-finite weights");
+      report.doubt("attention_rows", "its attention matrix has weights that are not finite");
       return;
     }
   }
   if (const auto m = sums.metrics()) {
-    report.put("kl", m->kl);
+    if (!m->negative) report.put("kl", m->kl);
     report.put("topk_mass", m->topk_mass);
+    report.put("matrix_error", m->relative);
+    report.put("row_tv", m->row_tv);
+    report.put_count("matrix_rows", m->judged_rows);
     report.put_count("topk", std::min(cell.error.top_k, p.n_kv));
   }
 }

@@ -146,10 +146,16 @@ bool MatrixSums::add(const MatrixD& exact, const Matrix& got, Index top_k) {
   SUBQUAD_CHECK(exact.rows() == got.rows() && exact.cols() == got.cols(),
                 "[{}, {}] against [{}, {}]", got.rows(), got.cols(), exact.rows(), exact.cols());
   for (Index i = 0; i < got.size(); ++i)
-    if (!(got.data()[i] >= 0) || !std::isfinite(got.data()[i])) return false;
+    if (!std::isfinite(got.data()[i])) return false;
+  negative_ = negative_ || !(got.array() >= 0.f).all();
   std::vector<Index> order(static_cast<std::size_t>(exact.cols()));
   for (Index r = 0; r < exact.rows(); ++r) {
     const auto p = exact.row(r);
+    const RowVectorT<double> difference = got.row(r).cast<double>() - p;
+    error2_ += difference.squaredNorm();
+    exact2_ += p.squaredNorm();
+    tv_ += 0.5 * difference.cwiseAbs().sum();
+    ++judged_rows_;
     if (!(p.sum() > 0)) continue;
     double kl = 0;
     for (Index j = 0; j < p.size(); ++j)
@@ -176,7 +182,13 @@ bool MatrixSums::add(const MatrixD& exact, const Matrix& got, Index top_k) {
 std::optional<MatrixMetrics> MatrixSums::metrics() const {
   if (rows_ == 0) return std::nullopt;
   const auto rows = static_cast<double>(rows_);
-  return MatrixMetrics{kl_ / rows, mass_ / rows, rows_};
+  return MatrixMetrics{.kl = kl_ / rows,
+                       .topk_mass = mass_ / rows,
+                       .rows = rows_,
+                       .negative = negative_,
+                       .relative = std::sqrt(error2_ / exact2_),
+                       .row_tv = tv_ / static_cast<double>(judged_rows_),
+                       .judged_rows = judged_rows_};
 }
 
 }  // namespace subquad

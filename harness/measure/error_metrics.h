@@ -64,9 +64,13 @@ double relative_difference(ConstTensorView a, ConstTensorView b);
 // ---- attention matrices ----
 
 struct MatrixMetrics {
-  double kl = 0;         // mean over rows of sum_j p_j log(p_j / max(w_j, kKlFloor)), nats
-  double topk_mass = 0;  // sum of w over the exact top k keys / sum of p there, mean over rows
-  Index rows = 0;
+  double kl = 0;          // mean over rows of sum_j p_j log(p_j / max(w_j, kKlFloor)), nats
+  double topk_mass = 0;   // sum of w over the exact top k keys / sum of p there, mean over rows
+  Index rows = 0;         // rows with exact mass: those of the two means above
+  bool negative = false;  // some weight is negative: kl has no meaning
+  double relative = 0;    // ||w - p||_F / ||p||_F over all rows
+  double row_tv = 0;      // mean over all rows of sum_j |w_j - p_j| / 2
+  Index judged_rows = 0;  // all rows
 };
 
 // Weights below this count as this much in kl, which is infinite for a method that skips a key that
@@ -75,14 +79,15 @@ inline constexpr double kKlFloor = 1e-10;
 
 class MatrixSums {
  public:
-  // exact and got [rows, n_kv]. Rows without exact mass (no visible key) are passed over. Returns
-  // false, and counts nothing, when a weight of `got` is negative or not finite.
+  // exact and got [rows, n_kv]. Rows without exact mass (no visible key) are passed over in kl and
+  // topk_mass. Returns false, and counts nothing, when a weight of `got` is not finite.
   bool add(const MatrixD& exact, const Matrix& got, Index top_k);
-  std::optional<MatrixMetrics> metrics() const;  // empty without rows
+  std::optional<MatrixMetrics> metrics() const;  // empty without rows that have exact mass
 
  private:
-  double kl_ = 0, mass_ = 0;
-  Index rows_ = 0;
+  double kl_ = 0, mass_ = 0, error2_ = 0, exact2_ = 0, tv_ = 0;
+  Index rows_ = 0, judged_rows_ = 0;
+  bool negative_ = false;
 };
 
 }  // namespace subquad

@@ -157,6 +157,7 @@ class LifeCycle {
     if (budget.state_bytes > 0) report_.put("state_bytes", budget.state_bytes);
     const double analytic = method_->extra_bytes(cell_.problem, cell_.pass);
     if (analytic > 0) report_.put("analytic_bytes", analytic);
+    report_.put("bounds_in", std::string(name(method_->bounds_in())));
   }
 
   // ---- time ----

@@ -100,6 +100,14 @@ inline constexpr Column kColumns[] = {
     {"started", "runner", "UTC, ISO 8601; for humans"},
     {"wall_s", "runner", "wall time of the worker process"},
     {"command", "runner", "reproduces this row alone"},
+    // the attention matrix against the exact one, where the method shows it
+    {"matrix_error", "worker", "relative Frobenius error of the attention matrix"},
+    {"row_tv", "worker",
+     "mean total variation of its rows: half the sum of absolute differences"},
+    {"matrix_rows", "worker", "rows of the attention matrix judged, over all heads"},
+    {"bounds_in", "worker",
+     "oracles: the column in which no method that it bounds is smaller at equal keys_per_query"},
+    {"bounded_by", "runner", "a;b, the oracles that bound the method"},
     {"line_crc", "runner",
      "CRC-32 of the line with this field empty, 8 hex digits; a damaged line is refused"},
 };

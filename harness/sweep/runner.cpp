@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/core.h>
+#include <fmt/ranges.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -51,6 +52,7 @@ RowFields asked_columns(const Cell& cell, const Provenance& provenance) {
     row["family"] = entry->info.family;
     row["approximates"] = name(entry->info.approximates);
     row["oracle"] = entry->info.oracle ? "1" : "0";
+    row["bounded_by"] = fmt::format("{}", fmt::join(entry->info.bounded_by, ";"));
   }
   row["task"] = cell.task;
   row["task_params"] = to_string(cell.task_settings);

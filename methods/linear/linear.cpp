@@ -241,6 +241,7 @@ const RegisterMethod<Linear, Params> kRegistration{
      .cross_attention = true,
      .key_padding = true,
      .passes = {Pass::forward},
+     .bounded_by = {"svd_rank", "block_rank_causal"},
      .time_exponent = 1,
      .memory_exponent = 1,
      .notes = {"another function than softmax attention on purpose: its error against dense is "

@@ -1,10 +1,14 @@
-// Oracle: softmax attention over the k keys of largest score, renormalised over them.
-// Source: the exact top-k attention of fast-transformers (arXiv 2006.16236's code base); its row
-// keeps the largest share of the softmax mass that any k keys can hold, so it bounds every method
-// that attends to k keys per query. It looks at all n scores: a bound, not a competitor.
+// Oracle: softmax attention over the k keys of largest score.
+// Source: the exact top-k attention of fast-transformers (arXiv 2006.16236's code base). It looks
+// at all n scores: a bound for methods that attend to k keys per query, not a competitor.
 //   T_i = the k visible keys of largest q_i . k_j (ties: lowest index first; all when fewer),
-//   out_i = sum_{j in T_i} p_ij v_j,  p_i = softmax over T_i of scale q_i . k_j
-// Backward keeps T_i fixed, which is exact wherever the k-th and the next score differ.
+//   out_i = sum_{j in T_i} w_ij v_j,  and with A_i the exact row and m_i its mass on T_i
+//   norm tv:             w_ij = A_ij / m_i: nearest row of sum one and k entries in total
+//                        variation, which is 1 - m_i (no other choice of k keys holds more)
+//   norm frobenius:      w_ij = A_ij: nearest of all rows of k entries, sum of the dropped A_ij^2
+//   norm frobenius_row1: w_ij = A_ij + (1 - m_i) / k: the same among rows of sum one
+// The three have the same T_i. Backward (norm tv) keeps T_i fixed, which is exact wherever the k-th
+// and the next score differ.
 //
 // Scores are computed in double and in the same order of additions for every key: equal keys get
 // equal scores, and the choice is that of exact arithmetic but for differences near 1e-16.
@@ -26,6 +30,7 @@ constexpr Index kKeyBlock = 256;  // keys whose gradients one work item adds up
 
 struct Params {
   Index top_k = 128;
+  std::string norm = "tv";
 };
 
 struct TopKSaved final : Saved {
@@ -38,6 +43,11 @@ struct TopKSaved final : Saved {
 class TopKExact final : public Method {
  public:
   explicit TopKExact(const Params& params) : params_(params) {}
+
+  std::string unsupported(const Problem&, Pass pass) const override {
+    const bool gradients = pass == Pass::backward || pass == Pass::forward_backward;
+    return gradients && params_.norm != "tv" ? "the backward pass needs norm: tv" : "";
+  }
 
   void prepare(const Problem& problem, const Env& env) override {
     problem_ = problem;
@@ -143,6 +153,9 @@ class TopKExact final : public Method {
     return {.keys_per_query = static_cast<double>(width(p)),
             .state_bytes = 4.0 * static_cast<double>(p.batch * p.heads * p.n_kv * (p.d_k + p.d_v))};
   }
+  MatrixDistance bounds_in() const override {
+    return params_.norm == "tv" ? MatrixDistance::row_tv : MatrixDistance::frobenius;
+  }
   double extra_bytes(const Problem& p, Pass pass) const override {
     const auto rows = static_cast<double>(p.batch * p.heads * p.n);
     const auto k = static_cast<double>(width(p));
@@ -247,10 +260,13 @@ class TopKExact final : public Method {
       keys[chosen] = static_cast<std::int32_t>(j);
       weights[chosen++] = static_cast<float>(weight);
     }
-    for (Index e = 0; e < kept; ++e)
-      weights[e] = static_cast<float>(static_cast<double>(weights[e]) / sum);
     Eigen::Map<Eigen::ArrayXd> all(candidates, count);
     *mass = sum / (all - max).exp().sum();
+    const double factor = params_.norm == "tv" ? 1 / sum : *mass / sum;
+    const double shift =
+        params_.norm == "frobenius_row1" ? (1 - *mass) / static_cast<double>(kept) : 0;
+    for (Index e = 0; e < kept; ++e)
+      weights[e] = static_cast<float>(factor * static_cast<double>(weights[e]) + shift);
     return kept;
   }
 
@@ -273,6 +289,10 @@ const RegisterMethod<TopKExact, Params> kRegistration{
      .key_padding = true,
      .passes = {Pass::forward, Pass::backward},
      .oracle = true,
+     .at_budget =
+         [](double keys) {
+           return Settings{{"top_k", static_cast<Index>(std::ceil(keys))}};
+         },
      .exact_limit =
          [](const Problem& p) {
            return Settings{{"top_k", p.n_kv}};
@@ -281,10 +301,18 @@ const RegisterMethod<TopKExact, Params> kRegistration{
      .memory_exponent = 1,
      .notes =
          {"scores and the choice are computed in double precision; ties go to the lowest index",
-          "the gradient keeps the choice of keys fixed",
+          "the gradient keeps the choice of keys fixed; it is that of norm tv only",
+          "bounds the attention matrix of every method that attends to k keys per query: with norm "
+          "tv the total variation of rows that sum to one, with norm frobenius the Frobenius error "
+          "of any rows, with norm frobenius_row1 that of rows that sum to one",
+          "does not bound methods that give weight to more than k keys (linear, low-rank), nor any "
+          "output: with values in mind fewer keys can do better",
           "metric captured_mass: share of the softmax mass that the chosen keys hold, averaged "
           "over queries"}},
-    {param("top_k", &Params::top_k, {1, 1 << 24}, "keys that a query keeps")}};
+    {param("top_k", &Params::top_k, {1, 1 << 24}, "keys that a query keeps"),
+     choice("norm", &Params::norm, {"tv", "frobenius", "frobenius_row1"},
+            "in which the row is nearest to the exact one: tv renormalises, frobenius does not, "
+            "frobenius_row1 spreads the dropped mass evenly")}};
 
 }  // namespace
 }  // namespace subquad

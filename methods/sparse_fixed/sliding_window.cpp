@@ -64,6 +64,7 @@ const RegisterMethod<SlidingWindow, Params> kRegistration{
      .cross_attention = true,
      .key_padding = true,
      .passes = {Pass::forward, Pass::backward, Pass::decode},
+     .bounded_by = {"topk_exact"},
      .exact_limit =
          [](const Problem& p) {
            return Settings{{"window", p.causal ? p.n_kv : 2 * p.n_kv}, {"sinks", Index{0}}};

@@ -1,4 +1,5 @@
-"""Error against exact attention against n; what an oracle reaches bounds the shaded region."""
+"""Error of the output against exact attention, against n. Oracles bound attention matrices, not
+outputs: here they are lines without a shade (see matrix_error.py)."""
 
 import numpy as np
 
@@ -14,8 +15,8 @@ def applies(view):
 
 def caption(view):
     return (f"Relative Frobenius error of the {what(view)} against exact softmax attention, "
-            f"{view.title}. Medians over rounds; bars from smallest to largest. Shaded: below the "
-            "error of an oracle that sees the exact attention matrix at its budget. Methods that "
+            f"{view.title}. Medians over rounds; bars from smallest to largest. Oracles (hollow) see "
+            "the exact attention matrix; what they bound is the matrix, not this error. Methods that "
             f"are exact up to rounding are named, not drawn. {figure.DAGGER}: computes another "
             "function of its own; its error describes it and does not judge it.")
 
@@ -48,19 +49,16 @@ def draw(axes, view, context, details=True):
     if not shown:  # nothing but rounding errors: draw those
         shown, exact = context.ordered(exact), set()
     table = table[table["series"].isin(shown)]
+    ax.length_axis(axes, view.rows["n"])
+    table = figure.without_exact(table, drawn)
     floor = summary.positive_floor(table["value"], 1e-8)
     values = np.maximum(np.concatenate([table["low"], table["high"]]), floor)
-    ax.length_axis(axes, view.rows["n"])
     ax.log_y(axes, values, "error", share=0.1)
-    bottom = axes.get_ylim()[0]
     oracles = summary.of_kind(view.rows, "oracle", 1)
     for series in shown:
         points = table[table["series"] == series]
         name = name_with_mark(view, series)
         if series in oracles:
-            axes.fill_between(points["n"], np.maximum(points["value"], floor), bottom,
-                              color=figure.style.ORACLE_SHADE, alpha=0.35, linewidth=0, zorder=1)
-            drawn.handles[series] = figure.oracle_handle(context, series)
             name += " (oracle)"
         figure.draw_curve(axes, context, series, points, floor)
         drawn.entries.append((series, name))

@@ -53,6 +53,18 @@ def draw_curve(axes, context, series, points, floor=None):
                   zorder=3 if series == summary.BASELINE else 4, **context.curves[series].line())
 
 
+def without_exact(table, drawn):
+    """Leaves out points whose error is rounding only, where there are others: they would take the
+    whole axis. (A budget that covers all keys at the shortest lengths.)"""
+    inexact = table["value"] > summary.EXACT_BELOW
+    if inexact.all() or not inexact.any():
+        return table
+    note = "not drawn: points that are exact up to rounding"
+    if note not in drawn.notes:
+        drawn.notes.append(note)
+    return table[inexact]
+
+
 def oracle_handle(context, series):
     """A line over a shade: nothing of this kind can lie below."""
     return (Patch(facecolor=style.ORACLE_SHADE, alpha=0.35, linewidth=0), handle(context, series))

@@ -2,19 +2,26 @@
 
 from pathlib import Path
 
-from . import decode, error, figure, layout, memory, overview, pareto, speedup, style, time, views
+from . import (bound, decode, error, figure, layout, matrix_error, memory, overview, pareto,
+               speedup, style, time, views)
 
 # Each has NAME, applies(view), caption(view) and draw(axes, view, context). To add a figure, write
-# such a module and name it here.
-FIGURES = [time, decode, speedup, memory, error, pareto]
+# such a module and name it here. One with panels(view), the number of its panels, gets a list of
+# axes and both columns of the page when there are several.
+FIGURES = [time, decode, speedup, memory, error, matrix_error, bound, pareto]
 
 
 def draw_one(kind, view, context, results, directory, formats):
     """Files that were written."""
-    panel, [axes] = layout.new_figure()
-    drawn = kind.draw(axes, view, context)
-    axes.set_title(view.title)
-    layout.arrange(panel, [axes], entries=figure.legend_entries(context, drawn),
+    count = kind.panels(view) if hasattr(kind, "panels") else 1
+    panel, axes = layout.new_figure(1, count, style.PAGE_WIDTH if count > 1 else style.COLUMN_WIDTH)
+    if hasattr(kind, "panels"):
+        drawn = kind.draw(axes, view, context)
+        drawn.notes.insert(0, view.title)
+    else:
+        drawn = kind.draw(axes[0], view, context)
+        axes[0].set_title(view.title)
+    layout.arrange(panel, axes, count, entries=figure.legend_entries(context, drawn),
                    legend_title=drawn.legend_title,
                    footer=figure.small_print(view, results, drawn.notes))
     return layout.save(panel, directory, f"{kind.NAME}-{view.slug}", formats)

@@ -22,12 +22,13 @@ NUMERIC = [
     "peak_bytes", "analytic_bytes", "timed_allocs", "vm_hwm_bytes", "keys_per_query",
     "state_bytes", "kv_bytes", "aux_bytes", "cold_bytes", "rel_error", "max_error", "cosine",
     "error_rows", "error_rows_total", "kl", "topk_mass", "topk", "context_switches", "steal_s",
-    "mhz", "calibration_before", "calibration_after", "wall_s",
+    "mhz", "calibration_before", "calibration_after", "wall_s", "matrix_error", "row_tv",
+    "matrix_rows",
 ]
 TEXT = [
     "cell_id", "status", "reason", "method", "label", "method_params", "family", "approximates",
     "task", "task_params", "pass", "seed", "error_of", "method_metrics", "flags", "build",
-    "build_id", "cpu", "host", "started", "command",
+    "build_id", "cpu", "host", "started", "command", "bounds_in", "bounded_by",
 ]
 REQUIRED = ["cell_id", "round", "status", "method", "task", "pass", "n"]
 

@@ -37,6 +37,4 @@ def draw(axes_list, view, context):
     for series in context.ordered(seen):
         name = error.name_with_mark(view, series)
         drawn.entries.append((series, f"{name} (oracle)" if series in oracles else name))
-        if series in oracles:
-            drawn.handles[series] = figure.oracle_handle(context, series)
     return drawn

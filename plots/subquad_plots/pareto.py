@@ -34,8 +34,8 @@ def caption(view):
     return (f"Error against time at n = {length_text(common_length(points_of(view)))}, the largest "
             f"length that all methods share, {view.title}. Lower left is better; the stepped line "
             "joins the methods that no other beats in both. Exact methods stand as vertical lines, "
-            "since to the right of them an approximation is pointless; oracles as the upper edge "
-            "of a shaded bound, whatever they cost.")
+            "since to the right of them an approximation is pointless; oracles as horizontal lines, "
+            "whatever they cost.")
 
 
 def front(times, errors):
@@ -70,6 +70,10 @@ def draw(axes, view, context, details=True):
     points = points_of(view)
     n = common_length(points)
     points = points[points["n"] == n]
+    oracle_rows = points["series"].isin(summary.of_kind(view.rows, "oracle", 1))
+    inexact = points["value_error"] > summary.EXACT_BELOW
+    if (oracle_rows & inexact).any() or (~oracle_rows).any():
+        points = points[~oracle_rows | inexact]  # an oracle that is exact at this length says nothing
     present = context.ordered(points["series"].unique())
     points = points.set_index("series").loc[present]
     exact = [one for one in present if one in summary.is_exact(view.rows)]
@@ -83,11 +87,8 @@ def draw(axes, view, context, details=True):
     ax.log_x(axes, list(points.loc[inside or present, "low_time"])
              + list(points.loc[inside or present, "high_time"]), "time", share=0.1, least=1.4)
     ax.log_y(axes, list(errors[rivals + oracles]), "error", share=0.12, least=1.5)
-    bottom = axes.get_ylim()[0]
 
     for series in oracles:
-        axes.axhspan(bottom, errors[series], color=style.ORACLE_SHADE, alpha=0.35, linewidth=0,
-                     zorder=1)
         axes.axhline(errors[series], color=context.curves[series].color, linewidth=0.9,
                      linestyle=context.curves[series].dashes, zorder=2)
     for series in exact:
@@ -125,8 +126,8 @@ def add_legend(drawn, view, context, present, exact, oracles):
                                            linewidth=1.0)
             name += " (exact)"
         elif series in oracles:
-            drawn.handles[series] = figure.oracle_handle(context, series)[:1] + (
-                Line2D([], [], color=curve.color, linestyle=curve.dashes, linewidth=0.9),)
+            drawn.handles[series] = Line2D([], [], color=curve.color, linestyle=curve.dashes,
+                                           linewidth=0.9)
             name += " (oracle)"
         else:
             drawn.handles[series] = Line2D([], [], **{**curve.line(), "linestyle": "none"})

@@ -141,12 +141,36 @@ TEST_CASE("divergence and top-k mass of worked rows", "[error_metrics]") {
   CHECK(self.metrics()->topk_mass == Approx(1));
 
   MatrixSums bad;
-  Matrix negative = got;
-  negative(0, 0) = -0.1f;
-  CHECK_FALSE(bad.add(exact, negative, 1));
-  negative(0, 0) = kNaN;
-  CHECK_FALSE(bad.add(exact, negative, 1));
+  Matrix spoilt = got;
+  spoilt(0, 0) = kNaN;
+  CHECK_FALSE(bad.add(exact, spoilt, 1));
+  spoilt(0, 0) = kInf;
+  CHECK_FALSE(bad.add(exact, spoilt, 1));
   CHECK_FALSE(bad.metrics().has_value());
+}
+
+TEST_CASE("distances of worked attention matrices", "[error_metrics]") {
+  MatrixD exact(3, 2);
+  exact << 0.5, 0.5,  //
+      1, 0,           //
+      0, 0;
+  Matrix got(3, 2);
+  got << 0.75f, 0.25f,  // differences 1/4, -1/4
+      0.5f, -0.5f,      // -1/2, -1/2
+      0, 0.25f;         // a weight where there is none: counts in both distances, not in kl
+  MatrixSums sums;
+  REQUIRE(sums.add(exact, got, 1));
+  const MatrixMetrics m = sums.metrics().value();
+  CHECK(m.relative == Approx(std::sqrt((2 / 16.0 + 2 / 4.0 + 1 / 16.0) / 1.5)));
+  CHECK(m.row_tv == Approx((0.25 + 0.5 + 0.125) / 3));
+  CHECK(m.judged_rows == 3);
+  CHECK(m.rows == 2);
+  CHECK(m.negative);
+  MatrixSums self;
+  REQUIRE(self.add(exact, exact.cast<float>(), 1));
+  CHECK(self.metrics()->relative == 0);
+  CHECK(self.metrics()->row_tv == 0);
+  CHECK_FALSE(self.metrics()->negative);
 }
 
 TEST_CASE("a row without direction does not count in the cosine", "[error_metrics]") {

@@ -35,6 +35,11 @@ QKV three_inputs(const Problem& p) {
   return inputs(p, {0, l2, l3, 0, 0, l2, l4, 0, 0}, {1, 0, 0, 0, 1, 0, 0, 0, 1}, {6, 12, 24});
 }
 
+bool supported(const std::string& name, const Problem& p) {
+  const MethodEntry& entry = Registry::instance().method(name);
+  return unsupported_reason(entry, *make_method(name), p, Pass::forward).empty();
+}
+
 double allocated_now() {
   const auto info = mallinfo2();
   return static_cast<double>(info.uordblks) + static_cast<double>(info.hblkhd);
@@ -94,6 +99,8 @@ TEST_CASE("large logits neither overflow nor lose accuracy", "[methods]") {
         Problem p{
             .batch = 1, .heads = 2, .n = 129, .n_kv = 129, .d_k = 16, .d_v = 8, .causal = causal};
         p.scale = 1;
+        // Rows near one-hot give equal singular values: which of them go is no matter of accuracy.
+        if (!supported(name, p) || name == "svd_rank" || name == "block_rank_causal") continue;
         QKV in = random_inputs(p, 4);
         double largest = 0;
         const reference::Call drawn = double_call(p, in);
@@ -106,10 +113,12 @@ TEST_CASE("large logits neither overflow nor lose accuracy", "[methods]") {
         INFO(name << " " << p.str() << " limit " << limit);
         Tensor dout(p.batch, p.heads, p.n, p.d_v);
         dout.fill(1);
-        const Outcome got = run_method(name, {}, p, in, &dout);
+        const bool backward = Registry::instance().method(name).info.supports(Pass::backward);
+        const Outcome got = run_method(name, {}, p, in, backward ? &dout : nullptr);
         const TensorD want = reference.forward(resolved(name, {}), double_call(p, in));
         // At 1e4 a float32 logit itself is only known to 1e-3.
         CHECK(relative_error(got.out, want) <= (limit > 100 ? 1e-2 : 1e-5));
+        if (!backward) continue;
         for (const Tensor* g : {&got.dq, &got.dk, &got.dv})
           for (Index e = 0; e < g->size(); ++e)
             if (!std::isfinite(g->data()[e])) FAIL("gradient element " << e << " is not finite");
@@ -124,6 +133,7 @@ TEST_CASE("a query that sees no key has a zero row and no gradient", "[methods]"
       INFO(name << (causal ? " causal" : ""));
       const Problem p{
           .batch = 2, .heads = 2, .n = 70, .n_kv = 70, .d_k = 5, .d_v = 7, .causal = causal};
+      if (!supported(name, p)) continue;
       QKV in = random_inputs(p, 9);
       in.key_mask.assign(140, 1);
       std::fill_n(in.key_mask.begin(), 70, std::uint8_t{0});      // batch item 0 sees nothing
@@ -238,8 +248,9 @@ TEST_CASE("extra_bytes is what prepare and make_saved allocate", "[methods]") {
   for (const MethodEntry* entry : Registry::instance().methods())
     for (const bool gradients : {false, true}) {
       if (gradients && !entry->info.supports(Pass::backward)) continue;
+      const bool causal = entry->info.causality != Causality::none;
       const Problem p{
-          .batch = 2, .heads = 2, .n = 700, .n_kv = 700, .d_k = 64, .d_v = 96, .causal = true};
+          .batch = 2, .heads = 2, .n = 700, .n_kv = 700, .d_k = 64, .d_v = 96, .causal = causal};
       const auto method = make_method(entry->info.name);
       const double before = allocated_now();
       Env env;

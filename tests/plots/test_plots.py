@@ -18,7 +18,7 @@ sys.dont_write_bytecode = True
 import plot  # noqa: E402  (plots/plot.py)
 import synthetic  # noqa: E402
 import table  # noqa: E402  (plots/table.py)
-from subquad_plots import fit, load  # noqa: E402
+from subquad_plots import bound, bounds, fit, load, matrix_error, views  # noqa: E402
 from subquad_plots.errors import UserError  # noqa: E402
 
 
@@ -149,6 +149,49 @@ class Figures(WithDirectory):
             self.assertTrue(files, kind)
             self.assertTrue(all(f.stat().st_size > 5000 for f in files), kind)
         self.assertIn("time", (figures / "index.md").read_text())
+
+    def test_bounds_are_drawn_where_they_hold(self):
+        # An oracle at two budgets, a method that it bounds, and a panel of its own for each oracle.
+        matrix = dict(matrix_rows=512, heads=1, oracle=1)
+        rows = []
+        for n in (256, 512):
+            for budget, error in ((16, 0.5), (64, 0.2)):
+                rows += rows_of("topk_exact", n, [1.0], label=f"top {budget}", family="oracle",
+                                keys_per_query=budget, row_tv=error, bounds_in="row_tv",
+                                cell_id=f"t{n}{budget}", **matrix)
+                rows += rows_of("svd_rank", n, [1.0], label=f"rank {budget}", family="oracle",
+                                keys_per_query=budget, matrix_error=error, cell_id=f"s{n}{budget}",
+                                bounds_in="matrix_error", **matrix)
+            rows += rows_of("window", n, [1.0], keys_per_query=64, row_tv=0.4, matrix_rows=64,
+                            bounded_by="topk_exact")
+            rows += rows_of("features", n, [1.0], keys_per_query=32, matrix_error=0.7,
+                            matrix_rows=n, bounded_by="svd_rank;block_rank_causal")
+            # Judged on a sample of rows: no bound on its Frobenius error.
+            rows += rows_of("sampled", n, [1.0], keys_per_query=16, matrix_error=0.1,
+                            matrix_rows=64, bounded_by="svd_rank")
+        self.write(rows)
+        results = self.load()
+        view = views.views(results)[0]
+        found = {one.oracle: one for one in bounds.find(view)}
+        self.assertEqual(sorted(found), ["svd_rank", "topk_exact"])
+        self.assertEqual(found["topk_exact"].of_others(), {"window"})
+        self.assertEqual(found["svd_rank"].of_others(), {"features"})
+        self.assertEqual(bounds.one_budget(found["topk_exact"])[:2], (64, "top 64"))
+        self.assertEqual(bounds.one_budget(found["svd_rank"])[2], ["features"])
+        self.assertEqual(bound.panels(view), 2)
+        self.assertEqual(matrix_error.panels(view), 2)
+        status, _, err = quiet(plot.main, [str(self.directory), "--format", "png"])
+        self.assertEqual(status, 0, err)
+        for kind in ("bound", "matrix_error"):
+            files = list((self.directory / "figures").glob(f"{kind}*.png"))
+            self.assertTrue(files and all(f.stat().st_size > 5000 for f in files), kind)
+
+    def test_without_an_oracle_there_is_no_figure_of_bounds(self):
+        self.write(rows_of("window", 256, [1.0], keys_per_query=64, row_tv=0.4, matrix_rows=64,
+                           bounded_by="topk_exact"))
+        view = views.views(self.load())[0]
+        self.assertFalse(bound.applies(view))
+        self.assertFalse(matrix_error.applies(view))
 
     def test_one_point_and_missing_columns_do_not_crash(self):
         self.write(rows_of("dense", 256, [1.0]))

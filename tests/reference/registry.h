@@ -6,6 +6,7 @@
 
 #include "harness/core/params.h"
 #include "tests/reference/linear_attention.h"
+#include "tests/reference/oracles.h"
 #include "tests/reference/sliding_window.h"
 #include "tests/reference/softmax_attention.h"
 #include "tests/reference/top_k.h"
@@ -27,6 +28,13 @@ inline const std::map<std::string, Reference>& references() {
         return softmax_attention_gradient(c, sees_everything(c), dout);
       }};
   static const std::map<std::string, Reference> all{
+      {"block_rank_causal", {[integer](const Settings& s, const Call& c) {
+         return matrix_attention(c, block_rank_matrix(c, integer(s, "rank")));
+       }}},
+      {"column_sampling", {[integer](const Settings& s, const Call& c) {
+         return matrix_attention(c, column_sampling_matrix(c, integer(s, "samples"),
+                                                           std::get<bool>(s.at("values"))));
+       }}},
       {"dense", dense},
       {"dense_naive", dense},
       {"linear", {[](const Settings& s, const Call& c) {
@@ -40,13 +48,31 @@ inline const std::map<std::string, Reference>& references() {
           return softmax_attention_gradient(
               c, sees_window(c, integer(s, "window"), integer(s, "sinks")), dout);
         }}},
+      {"svd_rank", {[integer](const Settings& s, const Call& c) {
+         return matrix_attention(c, svd_rank_matrix(c, integer(s, "rank")));
+       }}},
+      {"topk_block_exact", {[integer](const Settings& s, const Call& c) {
+         return matrix_attention(c, top_k_block_matrix(c, integer(s, "block"), integer(s, "blocks"),
+                                                       std::get<std::string>(s.at("norm"))));
+       }}},
       {"topk_exact",
        {[integer](const Settings& s, const Call& c) {
-          return top_k_attention(c, integer(s, "top_k"));
+          const auto norm = std::get<std::string>(s.at("norm"));
+          return norm == "tv" ? top_k_attention(c, integer(s, "top_k"))
+                              : matrix_attention(c, top_k_matrix(c, integer(s, "top_k"), norm));
         },
         [integer](const Settings& s, const Call& c, const TensorD& dout) {
           return top_k_attention_gradient(c, integer(s, "top_k"), dout);
         }}},
+      {"topk_value_exact", {[integer](const Settings& s, const Call& c) {
+         return matrix_attention(c, top_k_value_matrix(c, integer(s, "top_k")));
+       }}},
+      {"uniform", {[](const Settings&, const Call& c) {
+         return matrix_attention(c, uniform_matrix(c, true));
+       }}},
+      {"v_mean", {[](const Settings&, const Call& c) {
+         return matrix_attention(c, uniform_matrix(c, false));
+       }}},
   };
   return all;
 }
