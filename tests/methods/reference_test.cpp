@@ -16,7 +16,16 @@ std::vector<Settings> settings_of(const std::string& name) {
   if (name == "sliding_window")
     return {window(1, 0), window(2, 0), window(7, 3), window(64, 1), window(100, 70), {}};
   if (name == "topk_exact") return {{{"top_k", Index{1}}}, {{"top_k", Index{5}}}, {}};
-  if (name == "linear") return {{{"eps", 0.0}}, {{"eps", 1e-2}}, {}};
+  if (name == "linear")
+    return {{{"eps", 0.0}},
+            {{"eps", 1e-2}},
+            {{"feature_map", "relu"}, {"relu_shift", 0.5}},
+            {{"feature_map", "exp"}},
+            {{"form", "sequential"}},
+            {{"chunk", Index{16}}},
+            {{"chunk", Index{48}}},
+            {{"chunk", Index{256}}},
+            {}};
   return {{}};
 }
 

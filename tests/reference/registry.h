@@ -17,6 +17,12 @@ struct Reference {
   std::function<Gradient(const Settings&, const Call&, const TensorD& dout)> gradient = {};
 };
 
+inline LinearOptions linear_options(const Settings& s) {
+  const Features phi = features_named(std::get<std::string>(s.at("feature_map")),
+                                      std::get<double>(s.at("relu_shift")));
+  return {phi, phi, true, std::get<double>(s.at("eps")), {}};
+}
+
 inline const std::map<std::string, Reference>& references() {
   const auto integer = [](const Settings& s, const char* key) {
     return std::get<Index>(s.at(key));
@@ -29,9 +35,11 @@ inline const std::map<std::string, Reference>& references() {
   static const std::map<std::string, Reference> all{
       {"dense", dense},
       {"dense_naive", dense},
-      {"linear", {[](const Settings& s, const Call& c) {
-         return linear_attention(c, std::get<double>(s.at("eps")));
-       }}},
+      {"linear",
+       {[](const Settings& s, const Call& c) { return linear_attention(c, linear_options(s)); },
+        [](const Settings& s, const Call& c, const TensorD& dout) {
+          return linear_attention_gradient(c, linear_options(s), dout);
+        }}},
       {"sliding_window",
        {[integer](const Settings& s, const Call& c) {
           return softmax_attention(c, sees_window(c, integer(s, "window"), integer(s, "sinks")));
