@@ -34,8 +34,47 @@ std::vector<Settings> settings_of(const std::string& name) {
     return {one("rank", 1), one("rank", 5), {}};
   if (name == "column_sampling")
     return {one("samples", 1), {{"samples", Index{40}}, {"values", true}}, {}};
-  if (name == "linear") return {{{"eps", 0.0}}, {{"eps", 1e-2}}, {}};
+  if (name == "linear")
+    return {{{"eps", 0.0}},
+            {{"eps", 1e-2}},
+            {{"feature_map", "relu"}, {"relu_shift", 0.5}},
+            {{"feature_map", "exp"}},
+            {{"form", "sequential"}},
+            {{"chunk", Index{16}}},
+            {{"chunk", Index{48}}},
+            {{"chunk", Index{256}}},
+            {}};
+  if (name == "longformer") {
+    const auto wide = [](Index w, Index g) {
+      return Settings{{"half_window", w}, {"global_tokens", g}};
+    };
+    return {wide(0, 0), wide(0, 1), wide(3, 0), wide(7, 3), wide(30, 70), {}};
+  }
+  if (name == "bigbird") {
+    std::vector<Settings> all{{}};
+    for (const std::string plan : {"all", "paper"})
+      for (const auto& [block, r] : {std::pair<Index, Index>{1, 0}, {4, 2}, {7, 1}, {48, 3}})
+        all.push_back({{"block", block}, {"random_blocks", r}, {"plan", plan}});
+    return all;
+  }
+  if (name == "block_sparse") {
+    std::vector<Settings> all{{}};
+    for (const std::string pattern : {"strided", "fixed"})
+      for (const auto& [block, stride] : {std::pair<Index, Index>{1, 4}, {8, 3}, {30, 2}, {5, 1}})
+        all.push_back({{"block", block}, {"stride", stride}, {"pattern", pattern}});
+    return all;
+  }
   return {{}};
+}
+
+// Settings with which five tokens show what a method does.
+Settings small_settings(const std::string& name) {
+  if (name == "sliding_window") return {{"window", Index{3}}, {"sinks", Index{1}}};
+  if (name == "topk_exact") return {{"top_k", Index{3}}};
+  if (name == "longformer") return {{"half_window", Index{1}}, {"global_tokens", Index{1}}};
+  if (name == "bigbird") return {{"block", Index{1}}, {"random_blocks", Index{1}}};
+  if (name == "block_sparse") return {{"block", Index{2}}, {"stride", Index{2}}};
+  return {};
 }
 
 Problem problem(Index n, Index n_kv, bool causal, double scale = 0) {
@@ -138,18 +177,17 @@ TEST_CASE("gradients equal the reference gradients", "[methods]") {
 TEST_CASE("gradients equal central differences of the references in double", "[methods]") {
   for (const auto& [name, reference] : reference::references()) {
     if (!Registry::instance().method(name).info.supports(Pass::backward)) continue;
-    const Settings settings = name == "sliding_window"
-                                  ? Settings{{"window", Index{3}}, {"sinks", Index{1}}}
-                              : name == "topk_exact" ? Settings{{"top_k", Index{3}}}
-                                                     : Settings{};
+    const MethodInfo& info = Registry::instance().method(name).info;
+    const Settings settings = small_settings(name);
     for (const bool causal : {false, true}) {
       const Problem p{.batch = 2,
                       .heads = 2,
                       .n = 5,
-                      .n_kv = causal ? 7 : 5,
+                      .n_kv = causal && info.cross_attention ? 7 : 5,
                       .d_k = 3,
                       .d_v = 4,
                       .causal = causal};
+      if (!supported(name, settings, p, Pass::backward)) continue;
       INFO(name << " " << p.str());
       const QKV in = random_inputs(p, 8);
       Tensor dout(p.batch, p.heads, p.n, p.d_v);

@@ -1,6 +1,11 @@
 // The patterns of longformer, bigbird and block_sparse.
 #pragma once
 
+#include <map>
+#include <memory>
+#include <set>
+#include <utility>
+
 #include "harness/core/random.h"
 #include "tests/reference/softmax_attention.h"
 
@@ -45,9 +50,10 @@ inline TensorD attention_by_head(const Call& call, const SeesOfHead& sees) {
   TensorD out(p.batch, p.heads, p.n, p.d_v);
   for (Index h = 0; h < p.heads; ++h) {
     const Call one = head_call(call, h);
-    put_head(softmax_attention(one, [&](Index b, Index i, Index j) {
-               return allowed(one, b, i, j) && sees(h, i, j);
-             }), h, &out);
+    put_head(
+        softmax_attention(
+            one, [&](Index b, Index i, Index j) { return allowed(one, b, i, j) && sees(h, i, j); }),
+        h, &out);
   }
   return out;
 }
@@ -73,9 +79,13 @@ inline Gradient gradient_by_head(const Call& call, const SeesOfHead& sees, const
 // Blocks of `block` tokens, n_b of them. Block x sees 0, x - 1, x, x + 1, n_b - 1 and r others, the
 // outer two see all. The others are the draws that seed, head and block name.
 inline SeesOfHead sees_bigbird(Index n, Index block, Index r, const std::string& plan, Seed seed) {
+  // The draws of a block, made once.
+  const auto drawn = std::make_shared<std::map<std::pair<Index, Index>, std::set<Index>>>();
   return [=](Index h, Index i, Index j) {
     const Index blocks = (n + block - 1) / block, x = i / block, y = j / block;
     if (x == 0 || x == blocks - 1 || y == 0 || y == blocks - 1 || std::abs(x - y) <= 1) return true;
+    const auto found = drawn->find({h, x});
+    if (found != drawn->end()) return found->second.contains(y);
     std::vector<Index> others;
     for (Index z = 1; z < blocks - 1; ++z) {
       if (std::abs(x - z) <= 1 || (x == 1 && z == blocks - 2) || (x == blocks - 2 && z == 1))
@@ -85,9 +95,10 @@ inline SeesOfHead sees_bigbird(Index n, Index block, Index r, const std::string&
     }
     const auto count = static_cast<Index>(others.size());
     Random random(seed, "bigbird", {static_cast<std::uint64_t>(h), static_cast<std::uint64_t>(x)});
+    std::set<Index>& set = (*drawn)[{h, x}];
     for (const Index pick : random.sample_without_replacement(count, std::min(r, count)))
-      if (others[static_cast<std::size_t>(pick)] == y) return true;
-    return false;
+      set.insert(others[static_cast<std::size_t>(pick)]);
+    return set.contains(y);
   };
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "harness/core/params.h"
+#include "tests/reference/block_patterns.h"
 #include "tests/reference/linear_attention.h"
 #include "tests/reference/oracles.h"
 #include "tests/reference/sliding_window.h"
@@ -18,6 +19,12 @@ struct Reference {
   std::function<Gradient(const Settings&, const Call&, const TensorD& dout)> gradient = {};
 };
 
+inline LinearOptions linear_options(const Settings& s) {
+  const Features phi = features_named(std::get<std::string>(s.at("feature_map")),
+                                      std::get<double>(s.at("relu_shift")));
+  return {phi, phi, true, std::get<double>(s.at("eps")), {}};
+}
+
 inline const std::map<std::string, Reference>& references() {
   const auto integer = [](const Settings& s, const char* key) {
     return std::get<Index>(s.at(key));
@@ -27,19 +34,48 @@ inline const std::map<std::string, Reference>& references() {
       [](const Settings&, const Call& c, const TensorD& dout) {
         return softmax_attention_gradient(c, sees_everything(c), dout);
       }};
+  const auto by_head = [](auto sees) {
+    return Reference{
+        [sees](const Settings& s, const Call& c) { return attention_by_head(c, sees(s, c)); },
+        [sees](const Settings& s, const Call& c, const TensorD& dout) {
+          return gradient_by_head(c, sees(s, c), dout);
+        }};
+  };
+  const auto text = [](const Settings& s, const char* key) {
+    return std::get<std::string>(s.at(key));
+  };
   static const std::map<std::string, Reference> all{
+      {"bigbird", by_head([integer, text](const Settings& s, const Call& c) {
+         return sees_bigbird(c.problem.n, integer(s, "block"), integer(s, "random_blocks"),
+                             text(s, "plan"), 0);
+       })},
+      {"block_sparse", by_head([integer, text](const Settings& s, const Call&) {
+         return sees_block_sparse(text(s, "pattern"), integer(s, "block"), integer(s, "stride"),
+                                  integer(s, "summary"));
+       })},
+      {"longformer",
+       {[integer](const Settings& s, const Call& c) {
+          return softmax_attention(
+              c, sees_longformer(c, integer(s, "half_window"), integer(s, "global_tokens")));
+        },
+        [integer](const Settings& s, const Call& c, const TensorD& dout) {
+          return softmax_attention_gradient(
+              c, sees_longformer(c, integer(s, "half_window"), integer(s, "global_tokens")), dout);
+        }}},
       {"block_rank_causal", {[integer](const Settings& s, const Call& c) {
          return matrix_attention(c, block_rank_matrix(c, integer(s, "rank")));
        }}},
       {"column_sampling", {[integer](const Settings& s, const Call& c) {
-         return matrix_attention(c, column_sampling_matrix(c, integer(s, "samples"),
-                                                           std::get<bool>(s.at("values"))));
+         return matrix_attention(
+             c, column_sampling_matrix(c, integer(s, "samples"), std::get<bool>(s.at("values"))));
        }}},
       {"dense", dense},
       {"dense_naive", dense},
-      {"linear", {[](const Settings& s, const Call& c) {
-         return linear_attention(c, std::get<double>(s.at("eps")));
-       }}},
+      {"linear",
+       {[](const Settings& s, const Call& c) { return linear_attention(c, linear_options(s)); },
+        [](const Settings& s, const Call& c, const TensorD& dout) {
+          return linear_attention_gradient(c, linear_options(s), dout);
+        }}},
       {"sliding_window",
        {[integer](const Settings& s, const Call& c) {
           return softmax_attention(c, sees_window(c, integer(s, "window"), integer(s, "sinks")));

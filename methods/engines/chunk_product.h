@@ -1,0 +1,301 @@
+// The products of one chunk of a causal scan, and the packing in front of them. A chunk is a run of
+// `chunk` tokens (a multiple of kLanes and of 8); its queries come as columns, keys and values as
+// rows:
+//
+//   qt [depth, chunk]   k [chunk, ldk]   v [chunk, ldv]   state [depth, width]
+//   scores [chunk, chunk], transposed:  scores[j, i] = k_j . q_i  for i >= j
+//   out_i = sum_x qt[x, i] state[x, :] + sum_{j <= i} scores[j, i] v_j
+//   state = factor state + sum_j k_j v_j^T
+//
+// Transposed scores put queries side by side in a vector, so that row sums, decays and the triangle
+// cost no shuffles; one transposition of the queries is all that has to be paid. What lies above
+// the diagonal is never read, not even to be multiplied by zero: it may be NaN.
+#pragma once
+
+#include <algorithm>
+
+#include "methods/engines/tile_product.h"
+
+namespace subquad::engine {
+
+constexpr int chunk_rows(int vectors) { return vectors >= 3 || kRegisters == 16 ? 4 : 8; }
+
+inline IntVec lane_numbers() {
+  IntVec lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  return lanes;
+}
+
+// Lane permutations of two vectors, by blocks of four lanes (the unit inside which shuffles are
+// cheap): out = pick(a, b), where pattern(i) is a lane of a, or kLanes + a lane of b.
+template <class Pattern>
+[[gnu::always_inline]] inline Vec pick(Vec a, Vec b, Pattern pattern) {
+  IntVec lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = pattern(i);
+  return __builtin_shuffle(a, b, lanes);
+}
+
+// In place: kLanes vectors as the rows of a square, transposed. First the 4 x 4 blocks, then the
+// blocks among themselves.
+[[gnu::always_inline]] inline void transpose_square(Vec (&rows)[kLanes]) {
+  const auto block = [](int i) { return i / 4 * 4; };
+  const auto low = [&](int i) { return block(i) + i % 4 / 2 + i % 2 * kLanes; };
+  const auto high = [&](int i) { return low(i) + 2; };
+  const auto low_pair = [&](int i) { return block(i) + i % 2 + i % 4 / 2 * kLanes; };
+  const auto high_pair = [&](int i) { return low_pair(i) + 2; };
+#pragma GCC unroll 4
+  for (int r = 0; r < kLanes; r += 4) {
+    const Vec a = pick(rows[r], rows[r + 1], low), b = pick(rows[r], rows[r + 1], high);
+    const Vec c = pick(rows[r + 2], rows[r + 3], low), d = pick(rows[r + 2], rows[r + 3], high);
+    rows[r] = pick(a, c, low_pair);
+    rows[r + 1] = pick(a, c, high_pair);
+    rows[r + 2] = pick(b, d, low_pair);
+    rows[r + 3] = pick(b, d, high_pair);
+  }
+  if constexpr (kLanes == 8) {
+    const auto first = [](int i) { return i < 4 ? i : i - 4 + kLanes; };
+    const auto second = [](int i) { return i < 4 ? i + 4 : i + kLanes; };
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const Vec a = rows[j], b = rows[4 + j];
+      rows[j] = pick(a, b, first);
+      rows[4 + j] = pick(a, b, second);
+    }
+  } else if constexpr (kLanes == 16) {
+    const auto halves = [](int i) { return i < 8 ? i : i - 8 + kLanes; };            // 0 1 | 0 1
+    const auto upper = [](int i) { return i < 8 ? i + 8 : i + kLanes; };             // 2 3 | 2 3
+    const auto even = [](int i) { return i % 4 + i / 4 % 2 * 8 + i / 8 * kLanes; };  // 0 2 | 0 2
+    const auto odd = [&](int i) { return even(i) + 4; };                             // 1 3 | 1 3
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const Vec a = pick(rows[j], rows[4 + j], halves), b = pick(rows[8 + j], rows[12 + j], halves);
+      const Vec c = pick(rows[j], rows[4 + j], upper), d = pick(rows[8 + j], rows[12 + j], upper);
+      rows[j] = pick(a, b, even);
+      rows[4 + j] = pick(a, b, odd);
+      rows[8 + j] = pick(c, d, even);
+      rows[12 + j] = pick(c, d, odd);
+    }
+  }
+}
+
+// from [rows, ldf] -> to [cols, ldt]; rows and cols are multiples of kLanes.
+inline void transpose(const float* from, Index ldf, Index rows, Index cols, float* to, Index ldt) {
+  for (Index r = 0; r < rows; r += kLanes)
+    for (Index c = 0; c < cols; c += kLanes) {
+      Vec square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) square[i] = load(from + (r + i) * ldf + c);
+      transpose_square(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) store(to + (c + i) * ldt + r, square[i]);
+    }
+}
+
+// scores[j, i] for i >= j; entries above the diagonal inside its vectors are computed as well, the
+// others are left alone.
+inline void chunk_scores(const float* k, Index ldk, const float* qt, Index depth, Index chunk,
+                         float* scores) {
+  constexpr int kRows = 8;
+  for (Index j = 0; j < chunk; j += kRows) {
+    const Index first = j / kLanes * kLanes;
+    for_column_blocks(chunk - first, [&](Index c, auto vectors) {
+      constexpr int kVectors = decltype(vectors)::value;
+      constexpr int kBlock = kVectors * kRows <= (kRegisters == 32 ? 24 : 8) ? kRows : 4;
+      for (Index r = 0; r < kRows; r += kBlock)
+        product_block<kBlock, kVectors, false>(k + (j + r) * ldk, ldk, 1, depth, qt + first + c,
+                                               chunk, scores + (j + r) * chunk + first + c, chunk);
+    });
+  }
+}
+
+// sums[i] += sum_{j <= i} scores[j, i].
+inline void add_score_sums(const float* scores, Index chunk, float* sums) {
+  const IntVec lanes = lane_numbers();
+  for (Index i = 0; i < chunk; i += kLanes) {
+    Vec even{}, odd{};
+    for (Index j = 0; j < i; j += 2) {
+      even += load(scores + j * chunk + i);
+      odd += load(scores + (j + 1) * chunk + i);
+    }
+    for (int j = 0; j < kLanes; ++j) {
+      const Vec row = load(scores + (i + j) * chunk + i);
+      even += lanes >= j - IntVec{} ? row : Vec{};
+    }
+    store(sums + i, load(sums + i) + (even + odd));
+  }
+}
+
+// scores[j, i] = 0 for i < j inside the vectors that cross the diagonal.
+inline void clear_above_diagonal(float* scores, Index chunk) {
+  const IntVec lanes = lane_numbers();
+  for (Index i = 0; i < chunk; i += kLanes)
+    for (int j = 1; j < kLanes; ++j) {
+      float* const place = scores + (i + j) * chunk + i;
+      const Vec row = load(place);
+      store(place, lanes >= j - IntVec{} ? row : Vec{});
+    }
+}
+
+// scores[j, i] *= powers[i - j]; powers has kLanes floats in front of it.
+inline void decay_scores(const float* powers, Index chunk, float* scores) {
+  for (Index j = 0; j < chunk; ++j)
+    for (Index i = j / kLanes * kLanes; i < chunk; i += kLanes) {
+      float* const place = scores + j * chunk + i;
+      store(place, load(place) * load(powers + (i - j)));
+    }
+}
+
+// sums[i] = start + sum_x vector[x] qt[x, i].
+inline void column_dots(const float* vector, const float* qt, Index depth, Index chunk, float start,
+                        float* sums) {
+  for (Index i = 0; i < chunk; i += 2 * kLanes) {
+    const bool two = i + 2 * kLanes <= chunk;
+    const Index other = two ? kLanes : 0;
+    Vec a0{}, a1{}, b0{}, b1{};
+    Index x = 0;
+    for (; x + 2 <= depth; x += 2) {
+      a0 += vector[x] * load(qt + x * chunk + i);
+      b0 += vector[x] * load(qt + x * chunk + i + other);
+      a1 += vector[x + 1] * load(qt + (x + 1) * chunk + i);
+      b1 += vector[x + 1] * load(qt + (x + 1) * chunk + i + other);
+    }
+    if (x < depth) {
+      a0 += vector[x] * load(qt + x * chunk + i);
+      b0 += vector[x] * load(qt + x * chunk + i + other);
+    }
+    store(sums + i, (a0 + a1) + start);
+    if (two) store(sums + i + kLanes, (b0 + b1) + start);
+  }
+}
+
+// Rows of factors for a block of outputs: factor of row r and term t is p[r * row + t * term].
+struct Factors {
+  const float* p;
+  Index row, term;
+};
+
+// out_r = scale[r] (decay[r] sum_x a(r, x) state[x, :] + sum_t weights(r, t) values[t, :]) for ROWS
+// rows. Second sum over t in [begin, end) for every row, and with TRIANGLE over t in [end, end + r]
+// as well. `decay` and `scale` may be null (factors of one).
+template <int ROWS, int VECTORS, bool TRIANGLE>
+[[gnu::always_inline]] inline void output_block(Factors a, Index depth,
+                                                const float* __restrict state, Index ldstate,
+                                                const float* decay, Factors weights, Index begin,
+                                                Index end, const float* __restrict values,
+                                                Index ldv, const float* scale,
+                                                float* __restrict out, Index ldo) {
+  Vec sum[ROWS][VECTORS];
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int w = 0; w < VECTORS; ++w) sum[r][w] = Vec{};
+  const auto add = [&](const float* factor, Index stride, const float* row_of, int first) {
+    Vec row[VECTORS];
+#pragma GCC unroll 4
+    for (int w = 0; w < VECTORS; ++w) row[w] = load(row_of + w * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      if (r < first) continue;
+      const Vec f = broadcast(factor[r * stride]);
+#pragma GCC unroll 4
+      for (int w = 0; w < VECTORS; ++w) sum[r][w] += f * row[w];
+    }
+  };
+  for (Index x = 0; x < depth; ++x) add(a.p + x * a.term, a.row, state + x * ldstate, 0);
+  if (decay != nullptr) {
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+      for (int w = 0; w < VECTORS; ++w) sum[r][w] *= broadcast(decay[r]);
+  }
+  for (Index t = begin; t < end; ++t)
+    add(weights.p + t * weights.term, weights.row, values + t * ldv, 0);
+  if constexpr (TRIANGLE) {
+#pragma GCC unroll 16
+    for (int t = 0; t < ROWS; ++t)
+      add(weights.p + (end + t) * weights.term, weights.row, values + (end + t) * ldv, t);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int w = 0; w < VECTORS; ++w) {
+      if (scale != nullptr) sum[r][w] *= broadcast(scale[r]);
+      store(out + r * ldo + w * kLanes, sum[r][w]);
+    }
+}
+
+// Which tokens of its own chunk a row adds: none, those up to it, those from it on.
+enum class Local { none, up_to, from };
+
+// All rows of a chunk: out [chunk, ldo], columns [0, width); see output_block. With Local::from the
+// weights of earlier tokens inside the first vector must be zero.
+template <Local LOCAL>
+inline void chunk_outputs(Factors a, Index depth, const float* state, Index width,
+                          const float* decay, Factors weights, const float* values, Index ldv,
+                          Index chunk, const float* scale, float* out, Index ldo) {
+  for_column_blocks(width, [&](Index c, auto vectors) {
+    constexpr int kVectors = decltype(vectors)::value;
+    constexpr int kRows = chunk_rows(kVectors);
+    for (Index i = 0; i < chunk; i += kRows) {
+      const Factors rows{a.p + i * a.row, a.row, a.term};
+      const Factors local{LOCAL == Local::none ? nullptr : weights.p + i * weights.row, weights.row,
+                          weights.term};
+      output_block<kRows, kVectors, LOCAL == Local::up_to>(
+          rows, depth, state + c, width, decay == nullptr ? nullptr : decay + i, local,
+          LOCAL == Local::from ? i : 0,
+          LOCAL == Local::none    ? 0
+          : LOCAL == Local::up_to ? i
+                                  : chunk,
+          LOCAL == Local::none ? nullptr : values + c, ldv, scale == nullptr ? nullptr : scale + i,
+          out + i * ldo + c, ldo);
+    }
+  });
+}
+
+// sum_t a[t, row]  b[t, :] for one block of state rows, handed to `keep(row, column vector, sum)`.
+template <int ROWS, int VECTORS, class Keep>
+[[gnu::always_inline]] inline void outer_block(const float* __restrict a, Index lda,
+                                               const float* __restrict b, Index ldb, Index terms,
+                                               Keep&& keep) {
+  Vec sum[ROWS][VECTORS];
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int w = 0; w < VECTORS; ++w) sum[r][w] = Vec{};
+  for (Index t = 0; t < terms; ++t) {
+    Vec row[VECTORS];
+#pragma GCC unroll 4
+    for (int w = 0; w < VECTORS; ++w) row[w] = load(b + t * ldb + w * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      const Vec factor = broadcast(a[t * lda + r]);
+#pragma GCC unroll 4
+      for (int w = 0; w < VECTORS; ++w) sum[r][w] += factor * row[w];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int w = 0; w < VECTORS; ++w) keep(r, w, sum[r][w]);
+}
+
+// The increment of a state, sum_t a[t, :]^T b[t, :] over `terms` tokens; a [terms, lda], b [terms,
+// ldb]. keep(offset into the state, vector of sums) takes it, vector by vector.
+template <class Keep>
+inline void chunk_increment(const float* a, Index lda, Index depth, const float* b, Index ldb,
+                            Index width, Index terms, Keep&& keep) {
+  for_column_blocks(width, [&](Index c, auto vectors) {
+    constexpr int kVectors = decltype(vectors)::value;
+    constexpr int kRows = chunk_rows(kVectors);
+    Index x = 0;
+    for (; x + kRows <= depth; x += kRows)
+      outer_block<kRows, kVectors>(a + x, lda, b + c, ldb, terms, [&](int r, int w, Vec sum) {
+        keep((x + r) * width + c + w * kLanes, sum);
+      });
+    for (; x < depth; ++x)
+      outer_block<1, kVectors>(a + x, lda, b + c, ldb, terms,
+                               [&](int, int w, Vec sum) { keep(x * width + c + w * kLanes, sum); });
+  });
+}
+
+}  // namespace subquad::engine

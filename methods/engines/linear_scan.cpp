@@ -1,0 +1,285 @@
+#include "methods/engines/linear_scan.h"
+
+#include <cmath>
+
+#include "methods/engines/linear_scan_work.h"
+
+namespace subquad {
+
+using engine::Factors;
+using engine::Local;
+
+namespace {
+
+// Our choice: 32 tokens make the products inside a chunk cheap (a quarter of the work at d = 64)
+// and still amortise loading and storing the state; with larger states that costs more.
+constexpr Index kChunk = 32, kLargeChunk = 64;
+constexpr Index kLargeState = 64 * 96;  // floats; beyond it the state leaves a 32 KiB L1
+constexpr Index kSumChunk = 64;         // where there is no product inside a chunk
+
+}  // namespace
+
+// Numerator and normaliser from the state S = sum phi(k) v^T [features, wide_v], z = sum phi(k).
+struct LinearScan::Outputs {
+  LinearScan& scan;
+  const LinearScanCall& call;
+  ScanRange range;  // of the keys
+  bool local;       // causal: chunk c of the queries meets chunk c of the keys
+  float* out = nullptr;
+  float* inverse_norm = nullptr;
+
+  void load(Index bh, Index c, int thread) {
+    const Sizes& s = scan.sizes_;
+    const Index first = range.first(c), count = range.count(c);
+    Work w = scan.work(thread);
+    call.keys(bh, first, count, range.rows, s.wide_f, w.k, w.scratch);
+    if (in_place(bh, first, count)) {
+      const float* const next = call.rows(call.in.v, bh, first + range.rows);
+      prefetch(next, range.rows * call.problem.d_v);
+    } else {
+      call.values(bh, first, count, range.rows, s.wide_v, false, w.v);
+    }
+  }
+  // Whole chunks of whole vectors need no copy.
+  bool in_place(Index bh, Index first, Index count) const {
+    return count == range.rows && call.problem.d_v == scan.sizes_.wide_v &&
+           call.mask(bh, first) == nullptr;
+  }
+  const float* values(Index bh, Index c, const Work& w) const {
+    const Index first = range.first(c);
+    return in_place(bh, first, range.count(c)) ? call.rows(call.in.v, bh, first) : w.v;
+  }
+  Decay decay(Index bh) const { return scan.decay_of(bh); }
+  float factor(Index bh, Index c) const {
+    const Decay d = decay(bh);
+    return d ? d.up[range.count(c)] : 1.0f;
+  }
+
+  template <class Keep>
+  void increment(Index bh, Index c, int thread, Keep&& keep) {
+    const Sizes& s = scan.sizes_;
+    const Work w = scan.work(thread);
+    const Index count = range.count(c);
+    const float* k = w.k;
+    if (const Decay d = decay(bh)) {
+      scale_rows(w.k, count, s.wide_f, d.up, true, w.scaled);
+      k = w.scaled;
+    }
+    engine::chunk_increment(k, s.wide_f, s.features, values(bh, c, w), s.wide_v, s.wide_v, count,
+                            keep);
+    if (!call.normalize) return;
+    for (Index x = 0; x < s.wide_f; x += kLanes) {
+      Vec even{}, odd{};
+      Index t = 0;
+      for (; t + 2 <= count; t += 2) {
+        even += engine::load(k + t * s.wide_f + x);
+        odd += engine::load(k + (t + 1) * s.wide_f + x);
+      }
+      if (t < count) even += engine::load(k + t * s.wide_f + x);
+      keep(s.features * s.wide_v + x, even + odd);
+    }
+  }
+
+  void emit(Index bh, Index c, const float* state, int thread) {
+    const Sizes& s = scan.sizes_;
+    const Problem& p = call.problem;
+    const Work w = scan.work(thread);
+    const Index first = c * s.chunk, count = std::min(s.chunk, p.n - first);
+    float* const to = out + (bh * p.n + first) * p.d_v;
+    prefetch(to, count * p.d_v);
+    call.queries(bh, first, count, s.chunk, s.wide_f, w.q, w.scratch);
+    engine::transpose(w.q, s.wide_f, s.chunk, s.wide_f, w.qt, s.chunk);
+    const Decay d = decay(bh);
+    if (local) {
+      engine::chunk_scores(w.k, s.wide_f, w.qt, s.features, s.chunk, w.scores);
+      if (d) engine::decay_scores(d.up, s.chunk, w.scores);
+    }
+    if (call.normalize) {
+      engine::column_dots(state + s.features * s.wide_v, w.qt, s.features, s.chunk,
+                          static_cast<float>(scan.options_.eps), w.norm);
+      if (local) engine::add_score_sums(w.scores, s.chunk, w.norm);
+      for (Index i = 0; i < s.chunk; i += kLanes) {
+        const Vec norm = engine::load(w.norm + i);  // zero: it sees no key, and eps is zero
+        engine::store(w.norm + i, norm == 0.0f ? Vec{} : 1.0f / norm);
+      }
+      if (inverse_norm != nullptr) std::copy_n(w.norm, count, inverse_norm + bh * p.n + first);
+    }
+    const bool direct = count == s.chunk && p.d_v == s.wide_v;
+    float* const rows = direct ? to : w.tile;
+    const Factors queries{w.qt, 1, s.chunk}, weights{w.scores, 1, s.chunk};
+    const float* const scale = call.normalize ? w.norm : nullptr;
+    if (local) {
+      engine::chunk_outputs<Local::up_to>(queries, s.features, state, s.wide_v,
+                                          d ? d.up + 1 : nullptr, weights, values(bh, c, w),
+                                          s.wide_v, s.chunk, scale, rows, s.wide_v);
+    } else {
+      engine::chunk_outputs<Local::none>(queries, s.features, state, s.wide_v, nullptr, weights,
+                                         nullptr, 0, s.chunk, scale, rows, s.wide_v);
+    }
+    if (!direct) store_rows(rows, count, s.wide_v, p.d_v, to);
+  }
+};
+
+LinearScan::Sizes LinearScan::sizes_of(const Problem& problem, const FeatureMap& map,
+                                       const LinearScanOptions& options, bool gradients) {
+  Sizes s;
+  s.features = map.features(problem.d_k);
+  s.wide_f = round_up(s.features, kLanes);
+  s.wide_v = round_up(problem.d_v, kLanes);
+  s.plus = problem.d_v + (options.normalize ? 1 : 0);
+  s.wide_plus = round_up(s.plus, kLanes);
+  s.chunk = options.chunk != 0                   ? options.chunk
+            : s.wide_f * s.wide_v <= kLargeState ? kChunk
+                                                 : kLargeChunk;
+  s.sum_chunk = std::max(s.chunk, kSumChunk);
+  s.state = s.features * s.wide_v + s.wide_f;
+  s.state_plus = s.wide_plus * s.wide_f;
+  Work unused;
+  s.work = Work::layout(s, map.scratch_floats(problem.d_k, s.sum_chunk), gradients,
+                        !options.decay.empty(), nullptr, &unused);
+  return s;
+}
+
+void LinearScan::prepare(const Problem& problem, std::shared_ptr<FeatureMap> map,
+                         const LinearScanOptions& options, bool gradients) {
+  SUBQUAD_CHECK(options.chunk % 16 == 0, "a chunk of {} is not a multiple of 16", options.chunk);
+  SUBQUAD_CHECK(options.decay.empty() || (!options.normalize && problem.causal),
+                "a decay needs causal attention without a normaliser");
+  problem_ = problem;
+  map_ = std::move(map);
+  options_ = options;
+  gradients_ = gradients;
+  sizes_ = sizes_of(problem, *map_, options, gradients);
+  const Sizes& s = sizes_;
+  work_ = AlignedArray<float>(thread_count() * s.work);
+
+  const Index heads = head_count(), shared = shared_keys(problem);
+  const auto scan_of = [&](Index state) {
+    return problem.causal ? engine::ScanSchedule(heads, problem.n, s.chunk, state)
+                          : engine::ScanSchedule();
+  };
+  const auto sum_of = [&](Index tokens, Index state) {
+    return tokens > 0 ? engine::ScanTotals(heads, tokens, s.sum_chunk, state)
+                      : engine::ScanTotals();
+  };
+  scan_ = scan_of(s.state);
+  sum_ = sum_of(shared, s.state);
+  if (gradients) {
+    dq_scan_ = scan_of(s.state_plus);
+    dk_scan_ = scan_of(s.state_plus);
+    if (problem.causal && shared > 0) dk_scan_.round_totals();
+    dq_sum_ = sum_of(shared, s.state_plus);
+    dk_sum_ = sum_of(problem.causal ? 0 : problem.n, s.state_plus);
+  }
+
+  const Index floats = Decay::floats(s.sum_chunk);
+  powers_ = AlignedArray<float>(static_cast<Index>(options.decay.size()) * floats);
+  for (std::size_t h = 0; h < options.decay.size(); ++h) {
+    float* const up = powers_.data() + static_cast<Index>(h) * floats + kLanes;
+    for (Index e = 0; e <= s.sum_chunk; ++e)
+      up[e] = static_cast<float>(std::pow(options.decay[h], static_cast<double>(e)));
+    for (Index a = 0; a < s.chunk; ++a) up[s.sum_chunk + 1 + a] = up[s.chunk - a];
+  }
+}
+
+double LinearScan::work_bytes(const Problem& p, const FeatureMap& map,
+                              const LinearScanOptions& options, bool gradients) {
+  const Sizes s = sizes_of(p, map, options, gradients);
+  const Index heads = p.batch * p.heads, shared = shared_keys(p);
+  double bytes =
+      4.0 * static_cast<double>(thread_count() * s.work + static_cast<Index>(options.decay.size()) *
+                                                              Decay::floats(s.sum_chunk));
+  const auto add_scan = [&](Index state, bool rounded) {
+    if (p.causal) bytes += engine::ScanSchedule::bytes(heads, p.n, s.chunk, state, rounded);
+  };
+  const auto add_sum = [&](Index tokens, Index state) {
+    if (tokens > 0) bytes += engine::ScanTotals::bytes(heads, tokens, s.sum_chunk, state);
+  };
+  add_scan(s.state, false);
+  add_sum(shared, s.state);
+  if (gradients) {
+    add_scan(s.state_plus, false);
+    add_scan(s.state_plus, shared > 0);
+    add_sum(shared, s.state_plus);
+    add_sum(p.causal ? 0 : p.n, s.state_plus);
+  }
+  return bytes;
+}
+
+Decay LinearScan::decay_of(Index bh) const {
+  if (options_.decay.empty()) return {};
+  const float* const up =
+      powers_.data() + bh % problem_.heads * Decay::floats(sizes_.sum_chunk) + kLanes;
+  return {up, up + sizes_.sum_chunk + 1};
+}
+
+LinearScan::Work LinearScan::work(int thread) {
+  Work w;
+  Work::layout(sizes_, map_->scratch_floats(problem_.d_k, sizes_.sum_chunk), gradients_,
+               !options_.decay.empty(), work_.data() + thread * sizes_.work, &w);
+  return w;
+}
+
+void LinearScan::grow() {
+  if (work_.size() < thread_count() * sizes_.work)
+    work_ = AlignedArray<float>(thread_count() * sizes_.work);
+}
+
+void LinearScan::forward(const Inputs& in, TensorView out, float* inverse_norm) {
+  grow();
+  map_->begin(problem_, in);
+  const Sizes& s = sizes_;
+  const LinearScanCall call{in, problem_, *map_, {}, {}, nullptr, options_.normalize};
+  const Index shared = shared_keys(problem_);
+  Outputs sum{*this, call, {s.sum_chunk, 0, shared}, false, out.data(), inverse_norm};
+  if (shared > 0) sum_.run(sum);
+  if (!problem_.causal) {
+    emit_all(sum, s.chunk, problem_.n, [&](Index bh) { return sum_.rounded(bh); });
+    return;
+  }
+  start(scan_, sum_, shared);
+  Outputs scan{*this, call, {s.chunk, shared, problem_.n_kv}, true, out.data(), inverse_norm};
+  scan_.run(scan);
+}
+
+double LinearScan::flops(const Problem& p, Index features, bool normalize, Pass pass) {
+  const double heads = static_cast<double>(p.batch * p.heads);
+  const double state = static_cast<double>(features * (p.d_v + (normalize ? 1 : 0)));
+  const double n = static_cast<double>(p.n), n_kv = static_cast<double>(p.n_kv);
+  const double forward = 2.0 * heads * state * (n + n_kv);
+  // Backward: the state of the keys again and dq from it; the state of the queries, dk and dv.
+  const double backward = 2.0 * heads * state * (2 * n + 3 * n_kv);
+  if (pass == Pass::backward) return backward;
+  if (pass == Pass::forward_backward) return forward + backward;
+  return forward;
+}
+
+void linear_attention_rows(const Inputs& in, const Problem& p, FeatureMap& map,
+                           const LinearScanOptions& options, Index b, Index h,
+                           std::span<const Index> rows, Eigen::Ref<Matrix> weights) {
+  map.begin(p, in);
+  const Index bh = b * p.heads + h, features = map.features(p.d_k);
+  const Index wide = round_up(features, kLanes);
+  AlignedArray<float> scratch(map.scratch_floats(p.d_k, 1));
+  Matrix q(1, wide), k(p.n_kv, wide);
+  for (Index j = 0; j < p.n_kv; ++j)
+    map.apply(FeatureMap::Side::key, bh, in.k.head_data(b, h) + j * p.d_k, 1, p.d_k,
+              k.data() + j * wide, wide, scratch.data());
+  const auto real = keys_of_batch(in, b);
+  const double decay = options.decay.empty() ? 1 : options.decay[static_cast<std::size_t>(h)];
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    const Index i = rows[r];
+    map.apply(FeatureMap::Side::query, bh, in.q.head_data(b, h) + i * p.d_k, 1, p.d_k, q.data(),
+              wide, scratch.data());
+    VectorD row = VectorD::Zero(p.n_kv);
+    for (Index j = 0; j < p.visible(i); ++j)
+      if (real.empty() || real[static_cast<std::size_t>(j)] != 0)
+        row[j] = q.row(0).cast<double>().dot(k.row(j).cast<double>()) *
+                 std::pow(decay, static_cast<double>(p.visible(i) - 1 - j));
+    const double sum = row.sum() + options.eps;
+    if (options.normalize && sum != 0) row /= sum;
+    weights.row(static_cast<Index>(r)) = row.cast<float>();
+  }
+}
+
+}  // namespace subquad

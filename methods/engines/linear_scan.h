@@ -1,0 +1,121 @@
+// Linear attention of any feature map, as matrix products over chunks of tokens:
+//
+//   out_i = sum_j w_ij phi(q_i).phi(k_j) v_j / (sum_j phi(q_i).phi(k_j) + eps)
+//
+// over all keys, or over j <= i + n_kv - n when causal; w_ij = decay^(i - j) with a decay, and then
+// without the division. O(n) time and memory, the same bits for any thread count, strictly causal
+// bit for bit.
+//
+// Source: Katharopoulos et al. 2020 (arXiv 2006.16236), equations 8-20; the chunked form is that of
+// Lightning Attention-2 (arXiv 2401.04658) and flash-linear-attention. Backward: two scans, one
+// forward in time for dq, one backward for dk and dv; the denominator takes part as one more column
+// of the values. README.md says what bounds the speed.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "harness/core/method.h"
+#include "methods/engines/feature_map.h"
+#include "methods/engines/scan_schedule.h"
+
+namespace subquad {
+
+namespace engine {
+
+// Powers of the decay of one head, or none.
+struct Decay {
+  const float* up = nullptr;    // up[e] = decay^e; kLanes zeros in front
+  const float* down = nullptr;  // down[a] = decay^(chunk - a)
+
+  explicit operator bool() const { return up != nullptr; }
+  static Index floats(Index rows) { return kLanes + (2 * rows + kLanes) / kLanes * kLanes; }
+};
+
+}  // namespace engine
+
+struct LinearScanOptions {
+  bool normalize = true;
+  double eps = 1e-6;          // added to the normaliser
+  Index chunk = 0;            // tokens of a chunk, a multiple of 16; 0: chosen
+  std::vector<double> decay;  // per head, in [0, 1]; empty: none. Needs normalize = false
+};
+
+class LinearScan {
+ public:
+  // Makes the work space. The map is prepared by the caller.
+  void prepare(const Problem& problem, std::shared_ptr<FeatureMap> map,
+               const LinearScanOptions& options, bool gradients);
+
+  // out [batch, heads, n, d_v]. inverse_norm [batch * heads * n] receives one over the normaliser
+  // of each row (0 for a row without one) unless it is null.
+  void forward(const Inputs& in, TensorView out, float* inverse_norm);
+  // Overwrites grads.dq, dk, dv; out and inverse_norm are those of forward.
+  void backward(const Inputs& in, ConstTensorView out, ConstTensorView dout,
+                const float* inverse_norm, const Gradients& grads);
+
+  // Bytes that prepare() allocates with the present thread count (without the map's own).
+  static double work_bytes(const Problem& problem, const FeatureMap& map,
+                           const LinearScanOptions& options, bool gradients);
+  // Useful operations of the recurrent form: one update of a state per key, one product with it per
+  // query; backward has five such products where forward has two.
+  static double flops(const Problem& problem, Index features, bool normalize, Pass pass);
+
+ private:
+  struct Sizes {
+    Index features, wide_f, wide_v;  // width of phi; rounded up to whole vectors; d_v rounded up
+    Index plus, wide_plus;           // d_v and, with a normaliser, one more column; rounded up
+    Index chunk, sum_chunk;          // tokens at once in scans, and in mere sums
+    Index state, state_plus;         // floats of [features, wide_v] and z, of [wide_plus, wide_f]
+    Index work;                      // floats of one thread
+  };
+  struct Work;  // pointers into one thread's work space
+  // The scans. Each also serves as a sum over a range of tokens.
+  struct Outputs;        // state sum k v^T: forward
+  struct QueryGradient;  // state sum v+ k^T: dq
+  struct KeyGradient;    // state sum dout+ q^T, backward in time: dk and dv
+
+  static Sizes sizes_of(const Problem& problem, const FeatureMap& map,
+                        const LinearScanOptions& options, bool gradients);
+  Work work(int thread);
+  void grow();
+  Index head_count() const { return problem_.batch * problem_.heads; }
+  // Keys that every query sees: those before the first causal query, or all.
+  static Index shared_keys(const Problem& p) { return p.causal ? p.causal_offset() : p.n_kv; }
+  engine::Decay decay_of(Index bh) const;
+  // Puts the sum over the shared keys (none: zero) in front of a scan.
+  void start(engine::ScanSchedule& scan, const engine::ScanTotals& sum, Index shared) const {
+    scan.clear_totals();
+    for (Index bh = 0; bh < head_count() && shared > 0; ++bh) scan.set_total(bh, sum.total(bh));
+  }
+  // Calls emit for all chunks of `tokens` tokens of every head; state(head) is its state.
+  template <class Scan, class State>
+  void emit_all(Scan& scan, Index chunk, Index tokens, State&& state) {
+    const Index chunks = (tokens + chunk - 1) / chunk;
+    constexpr Index kTogether = 8;  // chunks of an item: a state is read from L1 after the first
+    const Index blocks = (chunks + kTogether - 1) / kTogether;
+    parallel_for(head_count() * blocks, [&](Index item, int thread) {
+      const Index bh = item / blocks, first = item % blocks * kTogether;
+      for (Index c = first; c < std::min(first + kTogether, chunks); ++c)
+        scan.emit(bh, c, state(bh), thread);
+    });
+  }
+
+  Problem problem_;
+  std::shared_ptr<FeatureMap> map_;
+  LinearScanOptions options_;
+  bool gradients_ = false;
+  Sizes sizes_{};
+  engine::ScanSchedule scan_, dq_scan_, dk_scan_;
+  engine::ScanTotals sum_, dq_sum_, dk_sum_;
+  AlignedArray<float> powers_;  // [heads, Decay::floats]
+  AlignedArray<float> work_;    // [threads, sizes_.work]
+};
+
+// Rows `rows` of the matrix w_ij phi(q_i).phi(k_j), divided by its row sum + eps where normalised,
+// summed in double -> weights [rows, n_kv]. For Method::attention_rows: clear rather than fast.
+void linear_attention_rows(const Inputs& in, const Problem& problem, FeatureMap& map,
+                           const LinearScanOptions& options, Index b, Index h,
+                           std::span<const Index> rows, Eigen::Ref<Matrix> weights);
+
+}  // namespace subquad

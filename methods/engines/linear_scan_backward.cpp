@@ -1,0 +1,215 @@
+// Backward of LinearScan. With g_i = dout_i / norm_i and e_i = -(dout_i . out_i) / norm_i, and with
+// one more column, v+ = [v, 1] and g+ = [g, e] (Katharopoulos et al. 2020, equations 13-15, and the
+// same for the denominator):
+//   dphi(q_i) = sum_{j <= i} (g+_i . v+_j) phi(k_j)
+//   dphi(k_j) = sum_{i >= j} (g+_i . v+_j) phi(q_i)       dv_j = sum_{i >= j} (phi(q_i).phi(k_j))
+//   g_i
+// The first is the forward scan with g+, v+, phi(k) in the places of phi(q), phi(k), v. The other
+// two share one state, R = sum g+ phi(q)^T, and run backward in time.
+
+#include <cmath>
+
+#include "methods/engines/linear_scan_work.h"
+
+namespace subquad {
+
+using engine::Factors;
+using engine::Local;
+
+// State sum v+ phi(k)^T [plus, wide_f]; chunks of the keys; emits dq.
+struct LinearScan::QueryGradient {
+  LinearScan& scan;
+  const LinearScanCall& call;
+  ScanRange range;
+  bool local;
+  TensorView dq;
+
+  float factor(Index bh, Index c) const {
+    const Decay d = scan.decay_of(bh);
+    return d ? d.up[range.count(c)] : 1.0f;
+  }
+
+  void load(Index bh, Index c, int thread) {
+    const Sizes& s = scan.sizes_;
+    const Index first = range.first(c), count = range.count(c);
+    const Work w = scan.work(thread);
+    call.keys(bh, first, count, range.rows, s.wide_f, w.k, w.scratch);
+    call.values(bh, first, count, range.rows, s.wide_plus, call.normalize, w.v);
+  }
+
+  template <class Keep>
+  void increment(Index bh, Index c, int thread, Keep&& keep) {
+    const Sizes& s = scan.sizes_;
+    const Work w = scan.work(thread);
+    const Index count = range.count(c);
+    const float* v = w.v;
+    if (const Decay d = scan.decay_of(bh)) {
+      scale_rows(w.v, count, s.wide_plus, d.up, true, w.scaled);
+      v = w.scaled;
+    }
+    engine::chunk_increment(v, s.wide_plus, s.plus, w.k, s.wide_f, s.wide_f, count, keep);
+  }
+
+  void emit(Index bh, Index c, const float* state, int thread) {
+    const Sizes& s = scan.sizes_;
+    const Problem& p = call.problem;
+    const Work w = scan.work(thread);
+    const Index first = c * s.chunk, count = std::min(s.chunk, p.n - first);
+    call.gradient(bh, first, count, s.chunk, s.wide_plus, w.g);
+    engine::transpose(w.g, s.wide_plus, s.chunk, s.wide_plus, w.gt, s.chunk);
+    const Factors rows{w.gt, 1, s.chunk}, weights{w.dscores, 1, s.chunk};
+    if (local) {
+      const Decay d = scan.decay_of(bh);
+      engine::chunk_scores(w.v, s.wide_plus, w.gt, s.plus, s.chunk, w.dscores);
+      if (d) engine::decay_scores(d.up, s.chunk, w.dscores);
+      engine::chunk_outputs<Local::up_to>(rows, s.plus, state, s.wide_f, d ? d.up + 1 : nullptr,
+                                          weights, w.k, s.wide_f, s.chunk, nullptr, w.tile,
+                                          s.wide_f);
+    } else {
+      engine::chunk_outputs<Local::none>(rows, s.plus, state, s.wide_f, nullptr, weights, nullptr,
+                                         0, s.chunk, nullptr, w.tile, s.wide_f);
+    }
+    call.map.pull_back(FeatureMap::Side::query, bh, call.rows(call.in.q, bh, first), nullptr,
+                       w.tile, count, p.d_k, s.wide_f, dq.data() + (bh * p.n + first) * p.d_k,
+                       w.scratch);
+    prefetch(call.rows(call.in.q, bh, first + s.chunk), s.chunk * p.d_k);
+  }
+};
+
+// State sum g+ phi(q)^T [plus, wide_f]; chunks of the queries, the last one first when local; emits
+// dk and dv.
+struct LinearScan::KeyGradient {
+  LinearScan& scan;
+  const LinearScanCall& call;
+  ScanRange range;
+  bool local;
+  Index chunks;     // of the queries
+  Index keys_from;  // first key of chunk 0 of the keys
+  Index keys_to;
+  TensorView dk, dv;
+
+  Index place(Index c) const { return local ? chunks - 1 - c : c; }
+  float factor(Index bh, Index c) const {
+    const Decay d = scan.decay_of(bh);
+    return d ? d.up[range.count(place(c))] : 1.0f;
+  }
+
+  void load(Index bh, Index c, int thread) {
+    const Sizes& s = scan.sizes_;
+    const Index first = range.first(place(c)), count = range.count(place(c));
+    const Work w = scan.work(thread);
+    call.queries(bh, first, count, range.rows, s.wide_f, w.q, w.scratch);
+    call.gradient(bh, first, count, range.rows, s.wide_plus, w.g);
+    if (!local || first == 0) return;
+    const Index d_k = call.problem.d_k, d_v = call.problem.d_v, rows = range.rows;
+    prefetch(call.rows(call.in.q, bh, first - rows), rows * d_k);
+    prefetch(call.rows(call.dout, bh, first - rows), rows * d_v);
+    prefetch(call.rows(call.out, bh, first - rows), rows * d_v);
+    prefetch(call.rows(call.in.k, bh, keys_from + first - rows), rows * d_k);
+    prefetch(call.rows(call.in.v, bh, keys_from + first - rows), rows * d_v);
+  }
+
+  template <class Keep>
+  void increment(Index bh, Index c, int thread, Keep&& keep) {
+    const Sizes& s = scan.sizes_;
+    const Work w = scan.work(thread);
+    const Index count = range.count(place(c));
+    const float* g = w.g;
+    if (const Decay d = scan.decay_of(bh)) {
+      scale_rows(w.g, count, s.wide_plus, d.up, false, w.scaled);
+      g = w.scaled;
+    }
+    engine::chunk_increment(g, s.wide_plus, s.plus, w.q, s.wide_f, s.wide_f, count, keep);
+  }
+
+  void emit(Index bh, Index c, const float* state, int thread) {
+    const Sizes& s = scan.sizes_;
+    const Problem& p = call.problem;
+    const Work w = scan.work(thread);
+    const Index first = keys_from + place(c) * s.chunk, count = std::min(s.chunk, keys_to - first);
+    call.keys(bh, first, count, s.chunk, s.wide_f, w.k, w.scratch);
+    call.values(bh, first, count, s.chunk, s.wide_plus, call.normalize, w.v);
+    engine::transpose(state, s.wide_f, s.wide_v, s.wide_f, w.turned, s.wide_v);
+    const Factors v{w.v, s.wide_plus, 1}, k{w.k, s.wide_f, 1};
+    const Factors weights{w.scores, s.chunk, 1}, dweights{w.dscores, s.chunk, 1};
+    float* const to_k = dk.data() + (bh * p.n_kv + first) * p.d_k;
+    float* const to_v = dv.data() + (bh * p.n_kv + first) * p.d_v;
+    if (local) {
+      const Decay d = scan.decay_of(bh);
+      engine::transpose(w.q, s.wide_f, s.chunk, s.wide_f, w.qt, s.chunk);
+      engine::transpose(w.g, s.wide_plus, s.chunk, s.wide_plus, w.gt, s.chunk);
+      engine::chunk_scores(w.k, s.wide_f, w.qt, s.features, s.chunk, w.scores);
+      engine::chunk_scores(w.v, s.wide_plus, w.gt, s.plus, s.chunk, w.dscores);
+      engine::clear_above_diagonal(w.scores, s.chunk);
+      engine::clear_above_diagonal(w.dscores, s.chunk);
+      if (d) {
+        engine::decay_scores(d.up, s.chunk, w.scores);
+        engine::decay_scores(d.up, s.chunk, w.dscores);
+      }
+      const float* const decay = d ? d.down : nullptr;
+      engine::chunk_outputs<Local::from>(v, s.plus, state, s.wide_f, decay, dweights, w.q, s.wide_f,
+                                         s.chunk, nullptr, w.tile, s.wide_f);
+      pull_back(bh, first, count, w, to_k);
+      engine::chunk_outputs<Local::from>(k, s.features, w.turned, s.wide_v, decay, weights, w.g,
+                                         s.wide_plus, s.chunk, nullptr, w.tile, s.wide_v);
+    } else {
+      // Keys before the first query: the state has decayed by their distance from it.
+      const float* decay = nullptr;
+      if (!scan.options_.decay.empty()) {
+        const double base = scan.options_.decay[static_cast<std::size_t>(bh % p.heads)];
+        for (Index j = 0; j < s.chunk; ++j)
+          w.norm[j] = static_cast<float>(
+              std::pow(base, static_cast<double>(std::max<Index>(keys_to - first - j, 0))));
+        decay = w.norm;
+      }
+      engine::chunk_outputs<Local::none>(v, s.plus, state, s.wide_f, decay, dweights, nullptr, 0,
+                                         s.chunk, nullptr, w.tile, s.wide_f);
+      pull_back(bh, first, count, w, to_k);
+      engine::chunk_outputs<Local::none>(k, s.features, w.turned, s.wide_v, decay, weights, nullptr,
+                                         0, s.chunk, nullptr, w.tile, s.wide_v);
+    }
+    store_rows(w.tile, count, s.wide_v, p.d_v, to_v);
+  }
+
+  void pull_back(Index bh, Index first, Index count, const Work& w, float* to) const {
+    const Index d = call.problem.d_k;
+    call.map.pull_back(FeatureMap::Side::key, bh, call.rows(call.in.k, bh, first), w.k, w.tile,
+                       count, d, scan.sizes_.wide_f, to, w.scratch);
+    if (const std::uint8_t* real = call.mask(bh, first))
+      for (Index j = 0; j < count; ++j)
+        if (real[j] == 0) std::fill_n(to + j * d, d, 0.0f);
+  }
+};
+
+void LinearScan::backward(const Inputs& in, ConstTensorView out, ConstTensorView dout,
+                          const float* inverse_norm, const Gradients& grads) {
+  SUBQUAD_CHECK(gradients_, "backward without prepare for gradients");
+  grow();
+  map_->begin(problem_, in);
+  const Sizes& s = sizes_;
+  const LinearScanCall call{in, problem_, *map_, out, dout, inverse_norm, options_.normalize};
+  const Index shared = shared_keys(problem_), n = problem_.n, n_kv = problem_.n_kv;
+
+  QueryGradient dq_sum{*this, call, {s.sum_chunk, 0, shared}, false, grads.dq};
+  if (shared > 0) dq_sum_.run(dq_sum);
+  // The keys that every query sees get their gradients from all queries at once.
+  KeyGradient dk_sum{*this, call, {s.sum_chunk, 0, n}, false, 0, 0, shared, grads.dk, grads.dv};
+  if (!problem_.causal) {
+    emit_all(dq_sum, s.chunk, n, [&](Index bh) { return dq_sum_.rounded(bh); });
+    dk_sum_.run(dk_sum);
+    emit_all(dk_sum, s.chunk, n_kv, [&](Index bh) { return dk_sum_.rounded(bh); });
+    return;
+  }
+  start(dq_scan_, dq_sum_, shared);
+  QueryGradient dq_scan{*this, call, {s.chunk, shared, n_kv}, true, grads.dq};
+  dq_scan_.run(dq_scan);
+  dk_scan_.clear_totals();
+  KeyGradient dk_scan{*this,  call, {s.chunk, 0, n}, true,    (n + s.chunk - 1) / s.chunk,
+                      shared, n_kv, grads.dk,        grads.dv};
+  dk_scan_.run(dk_scan);
+  if (shared == 0) return;
+  dk_scan_.round_totals();
+  emit_all(dk_sum, s.chunk, shared, [&](Index bh) { return dk_scan_.rounded(bh); });
+}
+
+}  // namespace subquad

@@ -1,0 +1,186 @@
+// What the passes of LinearScan share: one thread's work space, and how chunks of the inputs come
+// into it. Internal to linear_scan*.cpp.
+#pragma once
+
+#include "methods/engines/band.h"
+#include "methods/engines/chunk_product.h"
+#include "methods/engines/linear_scan.h"
+#include "methods/engines/score_tile.h"
+#include "methods/engines/vector_math.h"
+
+namespace subquad {
+
+using engine::Decay;
+using engine::kLanes;
+using engine::load;
+using engine::round_up;
+using engine::store;
+using engine::Vec;
+
+// Asks for rows that will be needed soon; the hardware does not see across the work in between.
+inline void prefetch(const float* rows, Index floats) {
+  for (Index e = 0; e < floats; e += 16) __builtin_prefetch(rows + e, 0, 2);
+}
+
+struct LinearScan::Work {
+  float* q;        // [chunk, wide_f]: phi(q)
+  float* qt;       // [wide_f, chunk]
+  float* k;        // [rows, wide_f]: phi(k), masked and missing rows zero
+  float* v;        // [rows, wide_plus]: values, likewise; with a column of ones
+  float* g;        // [rows, wide_plus]: dout over the normaliser, and the denominator's gradient
+  float* gt;       // [wide_plus, chunk]
+  float* scaled;   // [rows, max(wide_f, wide_plus)]: rows times their decay
+  float* scores;   // [chunk, chunk], transposed
+  float* dscores;  // likewise
+  float* turned;   // [wide_f, wide_v]
+  float* tile;     // [chunk, max(wide_f, wide_v)]
+  float* norm;     // [chunk]
+  float* scratch;  // of the feature map
+
+  // Lays the arrays out from `base`; returns the floats needed.
+  static Index layout(const Sizes& s, Index map_scratch, bool gradients, bool decay, float* base,
+                      Work* work) {
+    const Index rows = std::max(s.chunk, s.sum_chunk), widest = std::max(s.wide_f, s.wide_plus);
+    Index used = 0;
+    const auto take = [&](float*& to, Index floats) {
+      to = base == nullptr ? nullptr : base + used;
+      used += round_up(floats, 16);
+    };
+    take(work->q, rows * s.wide_f);  // rows, for sums over the queries
+    take(work->qt, s.wide_f * s.chunk);
+    take(work->k, rows * s.wide_f);
+    take(work->v, rows * s.wide_plus);
+    take(work->g, gradients ? rows * s.wide_plus : 0);
+    take(work->gt, gradients ? s.wide_plus * s.chunk : 0);
+    take(work->scaled, decay ? rows * widest : 0);
+    take(work->scores, s.chunk * s.chunk);
+    take(work->dscores, gradients ? s.chunk * s.chunk : 0);
+    take(work->turned, gradients ? s.wide_f * s.wide_v : 0);
+    take(work->tile, s.chunk * std::max(s.wide_f, s.wide_v));
+    take(work->norm, s.chunk);
+    take(work->scratch, map_scratch);
+    return used;
+  }
+};
+
+// A scan over `rows` tokens at a time of the range [base, limit) of the keys (or queries).
+struct ScanRange {
+  Index rows = 0, base = 0, limit = 0;
+
+  Index first(Index c) const { return base + c * rows; }
+  Index count(Index c) const { return std::min(rows, limit - first(c)); }
+};
+
+// Tensors and constants of the present call, and the loads.
+struct LinearScanCall {
+  const Inputs& in;
+  const Problem& problem;
+  const FeatureMap& map;
+  ConstTensorView out = {}, dout = {};
+  const float* inverse_norm = nullptr;
+  bool normalize = true;
+
+  static const float* rows(const ConstTensorView& x, Index bh, Index first) {
+    return x.data() + (bh * x.n() + first) * x.d();
+  }
+  const std::uint8_t* mask(Index bh, Index first) const {
+    const auto real = keys_of_batch(in, bh / problem.heads);
+    return real.empty() ? nullptr : real.data() + first;
+  }
+
+  static void clear(float* rows_from, Index from, Index to, Index wide) {
+    std::fill(rows_from + from * wide, rows_from + to * wide, 0.0f);
+  }
+
+  // phi(k) of keys [first, first + count) -> k [rows, wide].
+  void keys(Index bh, Index first, Index count, Index total, Index wide, float* k,
+            float* scratch) const {
+    const Index d = problem.d_k;
+    const float* const x = rows(in.k, bh, first);
+    map.apply(FeatureMap::Side::key, bh, x, count, d, k, wide, scratch);
+    clear(k, count, total, wide);
+    if (const std::uint8_t* real = mask(bh, first))
+      for (Index j = 0; j < count; ++j)
+        if (real[j] == 0) clear(k, j, j + 1, wide);
+    prefetch(x + total * d, total * d);
+  }
+
+  // phi(q) of queries [first, first + count) -> q [total, wide].
+  void queries(Index bh, Index first, Index count, Index total, Index wide, float* q,
+               float* scratch) const {
+    const Index d = problem.d_k;
+    const float* const x = rows(in.q, bh, first);
+    map.apply(FeatureMap::Side::query, bh, x, count, d, q, wide, scratch);
+    clear(q, count, total, wide);
+    prefetch(x + total * d, total * d);
+  }
+
+  // Values of keys [first, first + count) -> v [total, wide] with masked and missing rows zero;
+  // `ones` puts a one behind every real row.
+  void values(Index bh, Index first, Index count, Index total, Index wide, bool ones,
+              float* v) const {
+    const Index d = problem.d_v;
+    const float* const x = rows(in.v, bh, first);
+    const std::uint8_t* const real = mask(bh, first);
+    engine::map_rows(x, count, d, v, wide, [](Vec y) { return y; });
+    clear(v, count, total, wide);
+    for (Index j = 0; j < count; ++j) {
+      if (ones) v[j * wide + d] = 1.0f;
+      if (real != nullptr && real[j] == 0) clear(v, j, j + 1, wide);
+    }
+    prefetch(x + total * d, total * d);
+  }
+
+  // Gradients of numerator and denominator of queries [first, first + count) -> g [total, wide]:
+  // dout_i / norm_i, and -(dout_i . out_i) / norm_i behind it.
+  void gradient(Index bh, Index first, Index count, Index total, Index wide, float* g) const {
+    const Index d = problem.d_v;
+    const float* const from = rows(dout, bh, first);
+    const float* const o = rows(out, bh, first);
+    prefetch(from + total * d, total * d);
+    if (!normalize) {
+      engine::map_rows(from, count, d, g, wide, [](Vec y) { return y; });
+    } else {
+      prefetch(o + total * d, total * d);
+      for (Index i = 0; i < count; ++i) {
+        const float scale = inverse_norm[bh * problem.n + first + i];
+        const float* const x = from + i * d;
+        const float* const y = o + i * d;
+        float* const to = g + i * wide;
+        Vec sum{};
+        Index c = 0;
+        for (; c + kLanes <= d; c += kLanes) {
+          const Vec scaled = load(x + c) * scale;
+          sum += scaled * load(y + c);
+          store(to + c, scaled);
+        }
+        if (c < d) {
+          const Vec scaled = engine::load_part(x + c, d - c) * scale;
+          sum += scaled * engine::load_part(y + c, d - c);
+          store(to + c, scaled);
+        } else {
+          store(to + c, Vec{});  // wide > d: there is one more column
+        }
+        to[d] = -engine::horizontal_sum(sum);
+      }
+    }
+    clear(g, count, total, wide);
+  }
+};
+
+// rows [count, wide] times decay^(count - 1 - row), or decay^row -> to.
+inline void scale_rows(const float* rows, Index count, Index wide, const float* powers,
+                       bool descending, float* to) {
+  for (Index r = 0; r < count; ++r) {
+    const float factor = powers[descending ? count - 1 - r : r];
+    for (Index c = 0; c < wide; c += kLanes)
+      store(to + r * wide + c, factor * load(rows + r * wide + c));
+  }
+}
+
+// Rows of a tile [count, wide] -> [count, d].
+inline void store_rows(const float* tile, Index count, Index wide, Index d, float* to) {
+  for (Index r = 0; r < count; ++r) std::copy_n(tile + r * wide, d, to + r * d);
+}
+
+}  // namespace subquad
