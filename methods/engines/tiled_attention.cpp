@@ -255,3 +255,5 @@ void TiledAttention::forward_tile(const Head& h, Index bh, Tile tile_of_rows, Sc
     if (lse != nullptr) lse[r] = empty ? -kInfinity : kLn2 * (maximum[r] + std::log2(sum[r]));
   }
 }
+
+}  // namespace subquad

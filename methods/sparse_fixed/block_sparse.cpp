@@ -81,7 +81,7 @@ const RegisterMethod<BlockSparse, Params> kRegistration{
      .key_padding = true,
      .passes = {Pass::forward, Pass::backward},
      .exact_limit =
-         [](const Problem& p) {
+         [](const Problem&) {
            return Settings{{"stride", Index{1}}};
          },
      .notes =
