@@ -1,6 +1,7 @@
 #include "harness/measure/conformance.h"
 
 #include <functional>
+#include <string_view>
 
 #include "harness/measure/conformance_checks.h"
 
@@ -16,6 +17,7 @@ std::vector<CheckResult> check_method(const MethodEntry& entry, const Conformanc
   omp_set_num_threads(1);
   std::vector<CheckResult> results;
   const auto check = [&](const char* name, const std::function<void()>& body) {
+    if (std::string_view(name).find(options.only) == std::string_view::npos) return;
     CheckResult result{name, CheckOutcome::passed, ""};
     try {
       body();
@@ -61,6 +63,8 @@ std::vector<CheckResult> check_method(const MethodEntry& entry, const Conformanc
   check("backward: equals central differences of forward", [&] { check_directions(run, rounds); });
   check("decode: token by token equals the causal forward; reset and prefill work",
         [&] { check_decoder(run); });
+  check("passes: the second call of each, at 1 and 2 threads, allocates nothing",
+        [&] { check_allocations(run); });
   check("figures: budget, extra_bytes, flops and metrics are finite", [&] { check_figures(run); });
   return results;
 }

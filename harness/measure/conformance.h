@@ -20,7 +20,8 @@ struct CheckResult {
 
 struct ConformanceOptions {
   Seed seed = 1;
-  int rounds = 3;  // random draws per check; larger finds rarer faults
+  int rounds = 3;         // random draws per check; larger finds rarer faults
+  std::string only = {};  // only checks whose name contains this; empty: all
 };
 
 // Runs every check that applies to the method. Never throws for what a method does wrong.

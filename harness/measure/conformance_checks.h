@@ -24,6 +24,9 @@ void check_seed(const Runner& run);
 void check_backward_bits(const Runner& run);
 void check_directions(const Runner& run, int rounds);
 
+// conformance_allocations.cpp
+void check_allocations(const Runner& run);
+
 // conformance_decode.cpp
 void check_decoder(const Runner& run);
 

@@ -142,10 +142,10 @@ class LifeCycle {
       run_->call(set);
       call_s_ = monotonic_seconds() - called;
       warmed_s_ += call_s_;
+      const std::uint64_t counted = alloc_calls() - allocations;  // hooks_active() makes one more
       if (hooks_active()) {
         const auto steps = static_cast<std::uint64_t>(run_->steps());
-        report_.put_count("timed_allocs", static_cast<std::int64_t>(
-                                              (alloc_calls() - allocations + steps - 1) / steps));
+        report_.put_count("timed_allocs", static_cast<std::int64_t>((counted + steps - 1) / steps));
       }
       outputs_->check_outputs(set);
     }
@@ -166,7 +166,8 @@ class LifeCycle {
     // The check calls were untimed calls too.
     TimingOptions options{.min_time_s = cell_.measure.min_time_s,
                           .warmup_s = cell_.measure.warmup_s - warmed_s_,
-                          .repetitions = cell_.measure.repetitions};
+                          .repetitions = cell_.measure.repetitions,
+                          .max_spread = cell_.measure.max_spread};
     if (run_->ready_before_every_call()) {
       // Untimed work may cost far more than the timed: a repetition takes at most about five times
       // the minimum time, all included.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "harness/core/parallel.h"
 #include "harness/measure/memory.h"
 #include "harness/measure/statistics.h"
 
@@ -25,7 +26,6 @@ double calibrate() {
   constexpr Index kSize = 96;
   const Matrix a = Matrix::Constant(kSize, kSize, 1.f), b = Matrix::Constant(kSize, kSize, 0.5f);
   Matrix c(kSize, kSize);
-  Eigen::setNbThreads(1);
   double best = 0;
   const double end = monotonic_seconds() + 0.5e-3;
   for (double now = monotonic_seconds(); now < end || best == 0;) {
@@ -35,7 +35,6 @@ double calibrate() {
     if (after > now) best = std::max(best, 2e-9 * kSize * kSize * kSize / (after - now));
     now = after;
   }
-  Eigen::setNbThreads(0);  // back to following OpenMP
   return best;
 }
 
@@ -60,7 +59,7 @@ std::vector<Doubt> doubts(const std::vector<double>& samples, Index iterations, 
   std::vector<Doubt> list;
   if (!samples.empty()) {
     const double middle = median(samples);
-    const double spread = (quantile(samples, 0.75) - quantile(samples, 0.25)) / middle;
+    const double spread = relative_spread(samples);
     if (!(spread <= max_spread))
       list.push_back(
           {"spread", fmt::format("spread {:.3g} above {:.3g}", spread, max_spread), true});

@@ -14,15 +14,6 @@ namespace {
 constexpr Index kRowBlock = 32;  // query rows (second pass: keys) of one work item
 using Rows = std::vector<Index>;
 
-// Eigen must not split a product among threads itself: the split would decide the rounding.
-class OneEigenThread {
- public:
-  OneEigenThread() { Eigen::setNbThreads(1); }
-  ~OneEigenThread() { Eigen::setNbThreads(0); }  // back to following OpenMP
-  OneEigenThread(const OneEigenThread&) = delete;
-  OneEigenThread& operator=(const OneEigenThread&) = delete;
-};
-
 struct Workspace {  // of one thread
   MatrixD weights, dweights;
 };
@@ -202,7 +193,6 @@ std::uint64_t inputs_hash(const Inputs& in) {
 Reference exact_reference(const Inputs& in, const Tensor* dout, const Problem& p, Seed seed,
                           const ReferenceOptions& options) {
   SUBQUAD_CHECK(!options.gradients || dout != nullptr, "gradients need a dout");
-  const OneEigenThread guard;
   const Index heads = p.batch * p.heads;
   Reference ref;
   ref.problem = p;
@@ -255,7 +245,6 @@ Reference task_reference(const Task& task, const Problem& problem, Seed seed,
 }
 
 TensorD exact_rows(const Inputs& in, const Problem& p, std::span<const Index> rows) {
-  const OneEigenThread guard;
   const Rows wanted(rows.begin(), rows.end());
   const Index count = static_cast<Index>(rows.size());
   TensorD out(p.batch, p.heads, count, p.d_v);
@@ -269,7 +258,6 @@ TensorD exact_rows(const Inputs& in, const Problem& p, std::span<const Index> ro
 
 MatrixD exact_attention_rows(const Inputs& in, const Problem& p, Index b, Index h,
                              std::span<const Index> rows) {
-  const OneEigenThread guard;
   // Only this head is converted.
   Problem one = p;
   one.batch = one.heads = 1;

@@ -18,4 +18,8 @@ double quantile(std::vector<double> samples, double fraction) {
   return samples[low] + (place - std::floor(place)) * (samples[high] - samples[low]);
 }
 
+double relative_spread(const std::vector<double>& samples) {
+  return (quantile(samples, 0.75) - quantile(samples, 0.25)) / median(samples);
+}
+
 }  // namespace subquad

@@ -7,11 +7,15 @@
 #include <memory>
 
 #include "harness/core/error.h"
+#include "harness/measure/statistics.h"
 
 namespace subquad {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+constexpr int kMaxMore = 3;         // times as many repetitions again
+constexpr double kMaxMoreTime = 2;  // seconds for them, about
 
 double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
@@ -98,34 +102,49 @@ class Loop {
   std::exception_ptr error_;
 };
 
+// Runs `repetitions` more repetitions; their samples are added to the collector.
+void run_repetitions(Loop& loop, const TimingOptions& options, bool manual, Index iterations,
+                     Collector& collector) {
+  benchmark::ClearRegisteredBenchmarks();
+  auto* const bench =
+      benchmark::RegisterBenchmark("cell", [&loop](benchmark::State& state) { loop.run(state); });
+  bench->Repetitions(options.repetitions)->Unit(benchmark::kSecond);
+  if (iterations > 0) {
+    bench->Iterations(iterations);
+  } else {
+    bench->MinTime(options.min_time_s);
+    if (options.warmup_s > 0) bench->MinWarmUpTime(options.warmup_s);
+  }
+  manual ? bench->UseManualTime() : bench->UseRealTime();
+  const std::size_t before = collector.timing.samples.size();
+  benchmark::RunSpecifiedBenchmarks(&collector, nullptr, ".");
+  benchmark::ClearRegisteredBenchmarks();
+  loop.rethrow();
+  const std::size_t got = collector.timing.samples.size() - before;
+  SUBQUAD_CHECK(got == static_cast<std::size_t>(options.repetitions),
+                "Google Benchmark gave {} of {} repetitions", got, options.repetitions);
+}
+
 }  // namespace
 
 Timing time_calls(const TimedCall& timed, const TimingOptions& options) {
   SUBQUAD_CHECK(timed.call && options.repetitions > 0 && options.min_time_s > 0,
                 "a call, repetitions and a minimum time are needed");
   neutral_flags();
-  benchmark::ClearRegisteredBenchmarks();
   Loop loop(timed);
-  auto* const bench =
-      benchmark::RegisterBenchmark("cell", [&loop](benchmark::State& state) { loop.run(state); });
-  bench->Repetitions(options.repetitions)->Unit(benchmark::kSecond);
-  if (options.iterations > 0) {
-    bench->Iterations(options.iterations);
-  } else {
-    bench->MinTime(options.min_time_s);
-    if (options.warmup_s > 0) bench->MinWarmUpTime(options.warmup_s);
-  }
-  timed.before_call ? bench->UseManualTime() : bench->UseRealTime();
-
   Collector collector;
+  Timing& timing = collector.timing;
+  const bool manual = static_cast<bool>(timed.before_call);
   const auto start = Clock::now();
-  benchmark::RunSpecifiedBenchmarks(&collector, nullptr, ".");
-  collector.timing.wall_s = seconds(Clock::now() - start);
-  benchmark::ClearRegisteredBenchmarks();
-  loop.rethrow();
-  SUBQUAD_CHECK(collector.timing.samples.size() == static_cast<std::size_t>(options.repetitions),
-                "Google Benchmark gave {} of {} repetitions", collector.timing.samples.size(),
-                options.repetitions);
+  run_repetitions(loop, options, manual, options.iterations, collector);
+  // A short disturbance can fill two of five samples; it cannot fill ten of twenty. What is spread
+  // for good stays so.
+  const double first_s = seconds(Clock::now() - start);
+  for (int more = 1; more <= kMaxMore && relative_spread(timing.samples) > options.max_spread &&
+                     more * first_s <= kMaxMoreTime;
+       ++more)
+    run_repetitions(loop, options, manual, timing.iterations, collector);
+  timing.wall_s = seconds(Clock::now() - start);
   return collector.timing;
 }
 

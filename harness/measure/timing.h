@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <vector>
 
 #include "harness/core/types.h"
@@ -15,6 +16,10 @@ struct TimingOptions {
   double warmup_s = 0;      // untimed calls before the first repetition, at least one when > 0
   int repetitions = 5;
   Index iterations = 0;  // calls per repetition; 0 = found from min_time_s. Then no warm-up.
+  // While the interquartile range over the median is above this, as many repetitions again are
+  // taken, at most three times and within about two seconds. All samples count; none is thrown
+  // away.
+  double max_spread = std::numeric_limits<double>::infinity();
 };
 
 // The call, and what has to happen around it outside the timed region. Empty functions are skipped.
@@ -30,9 +35,10 @@ struct TimedCall {
 };
 
 struct Timing {
-  std::vector<double> samples;  // seconds per call, one per repetition
-  Index iterations = 0;         // calls per repetition
-  double wall_s = 0;            // of the whole measurement, warm-up and untimed work included
+  std::vector<double>
+      samples;           // seconds per call, one per repetition; at least options.repetitions
+  Index iterations = 0;  // calls per repetition
+  double wall_s = 0;     // of the whole measurement, warm-up and untimed work included
 };
 
 // An exception of one of the functions ends the measurement and is rethrown.

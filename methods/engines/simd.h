@@ -24,7 +24,7 @@ inline constexpr int kRegisters = 16;
 #endif
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
-typedef std::int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+typedef std::uint32_t BitVec __attribute__((vector_size(kLanes * 4)));
 
 inline Vec load(const float* p) {  // any alignment
   Vec v;
@@ -62,8 +62,8 @@ inline Vec exp2_nonpositive(Vec x) {
   p = p * f + 0.2402212f;
   p = p * f + 0.69314694f;
   p = p * f + 1.0000001f;
-  const IntVec exponent = reinterpret_cast<IntVec>(shifted) << 23;
-  const Vec value = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p) + exponent);
+  const BitVec exponent = reinterpret_cast<BitVec>(shifted) << 23;  // unsigned: it may wrap
+  const Vec value = reinterpret_cast<Vec>(reinterpret_cast<BitVec>(p) + exponent);
   return x < -126.0f ? Vec{} : value;  // a NaN stays a NaN
 }
 

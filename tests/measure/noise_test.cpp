@@ -32,6 +32,11 @@ TEST_CASE("a quiet measurement raises no doubt", "[noise]") {
   CHECK(flags(kSteady, quiet()) == "");
 }
 
+TEST_CASE("the calibration leaves Eigen on one thread, as the methods need it", "[noise]") {
+  CHECK(calibrate() > 0);
+  CHECK(Eigen::nbThreads() == 1);
+}
+
 TEST_CASE("each disturbance raises its own doubt", "[noise]") {
   // quartiles 1 and 2, median 1.5
   CHECK(flags({1, 1, 1.5, 2, 2}, quiet()) == "spread! ");

@@ -3,9 +3,11 @@
 #include <benchmark/benchmark.h>
 
 #include <catch2/catch.hpp>
+#include <chrono>
 #include <iostream>
 #include <sstream>
 #include <stdexcept>
+#include <thread>
 
 #include "harness/core/error.h"
 
@@ -76,6 +78,46 @@ TEST_CASE("a fixed number of iterations is kept, with untimed work before each c
   double total = 0;
   for (const double sample : timing.samples) total += sample * 7;
   CHECK(total < 0.5 * timing.wall_s);
+}
+
+TEST_CASE("samples that are spread get company, and those that are not do not", "[timing]") {
+  // Every other repetition is thirty times as slow: no number of samples makes that narrow.
+  Record record;
+  TimedCall timed = recorded(record);
+  timed.call = [&record](Index) {
+    ++record.calls;
+    spin(record.before % 2 == 0 ? 2000 : 60000);
+  };
+  timed.after_repetition = nullptr;
+  TimingOptions options{.min_time_s = 1e-4, .repetitions = 4, .iterations = 5};
+  options.max_spread = 0.2;
+  Timing timing = time_calls(timed, options);
+  CHECK(timing.samples.size() == 16);
+  CHECK(record.calls == 80);
+  CHECK(timing.iterations == 5);
+  options.max_spread = 1e9;
+  CHECK(time_calls(timed, options).samples.size() == 4);
+  // The first two are slow and none after them: more samples outweigh them.
+  record = Record();
+  timed.call = [&record](Index) {
+    ++record.calls;
+    spin(record.before <= 2 ? 60000 : 2000);
+  };
+  options.max_spread = 0.5;
+  timing = time_calls(timed, options);
+  CHECK(timing.samples.size() > 4);
+  CHECK(timing.samples.size() % 4 == 0);
+  CHECK(record.calls == 5 * static_cast<Index>(timing.samples.size()));
+  // No more than about two seconds are spent on it.
+  Record slow;
+  TimedCall long_calls = recorded(slow);
+  long_calls.call = [&slow](Index) { spin(slow.calls++ == 0 ? 200000 : 2000); };
+  long_calls.after_repetition = nullptr;
+  long_calls.before_repetition = [] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1100));
+  };
+  CHECK(time_calls(long_calls, {.repetitions = 2, .iterations = 1, .max_spread = 0.01})
+            .samples.size() == 2);
 }
 
 TEST_CASE("an exception of the call ends the measurement and comes through", "[timing]") {

@@ -8,6 +8,7 @@
 #include <map>
 
 #include "harness/core/registry.h"
+#include "harness/measure/alloc_counter.h"
 
 using namespace subquad;
 
@@ -187,7 +188,7 @@ MethodEntry entry_of(const std::string& fault) {
 
 TEST_CASE("a deliberately broken method is caught by the check made for it",
           "[methods][conformance]") {
-  const std::vector<Fixture> fixtures{
+  std::vector<Fixture> fixtures{
       {"nothing", ""},
       {"throws", "forward: finite"},
       {"leaves its output", "forward: finite"},
@@ -213,13 +214,16 @@ TEST_CASE("a deliberately broken method is caught by the check made for it",
       {"decoder hoards", "decode: "},
       {"NaN figures", "figures: "},
   };
+  if (hooks_active()) fixtures.push_back({"makes temporaries", "passes: "});
   for (const Fixture& fixture : fixtures)
     DYNAMIC_SECTION(fixture.fault << ", " << fixture.caught_by) {
       const int threads = omp_get_max_threads();
       bool found = false;
       for (const CheckResult& result : check_method(entry_of(fixture.fault), {.rounds = 2})) {
         INFO(result.check << ": " << result.detail);
-        if (fixture.caught_by.empty()) CHECK(result.outcome != CheckOutcome::failed);
+        // Its temporaries are honest work, but no work for a timed call.
+        if (fixture.caught_by.empty() && !result.check.starts_with("passes: "))
+          CHECK(result.outcome != CheckOutcome::failed);
         if (result.outcome == CheckOutcome::failed) CHECK(!result.detail.empty());
         if (!fixture.caught_by.empty() && result.check.starts_with(fixture.caught_by)) {
           found = true;

@@ -1,0 +1,25 @@
+// Every registered method under a sanitizer. With the thread sanitizer only the checks that compare
+// numbers of threads: the others run on one.
+#include <catch2/catch.hpp>
+
+#include "harness/core/registry.h"
+#include "harness/measure/conformance.h"
+
+using namespace subquad;
+
+TEST_CASE("every registered method passes the generated checks under the sanitizer", "[methods]") {
+  ConformanceOptions options{.rounds = 1};
+#ifdef __SANITIZE_THREAD__
+  options.only = "3 threads";
+#endif
+  for (const MethodEntry* entry : Registry::instance().methods()) {
+    int ran = 0;
+    for (const CheckResult& result : check_method(*entry, options)) {
+      INFO(entry->info.name << ": " << result.check << ": " << result.detail);
+      CHECK(result.outcome != CheckOutcome::failed);
+      if (result.outcome == CheckOutcome::passed) ++ran;
+    }
+    INFO(entry->info.name);
+    CHECK(ran > 0);
+  }
+}
