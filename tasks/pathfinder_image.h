@@ -25,6 +25,7 @@ struct Trace {
   Index pair_attempts = 0;
   Point origin[2], tip[2];         // ends of the two targets
   std::vector<Point> segments[2];  // start of each paddle of the targets
+  Point discs[2];                  // their centres
   double largest_overlap = 0;      // of the occupancy at an accepted paddle
   double maximum = 0;              // of the image before it became bytes
   Index distractors = 0;
@@ -52,7 +53,9 @@ class Generator {
     Snake pair[2];
     std::vector<float> taken;
     do {
-      ++t.pair_attempts;
+      if (++t.pair_attempts > kMostAttempts)
+        throw Unsupported(fmt::format(
+            "pathfinder: no room for two contours of {} paddles in {} x {}", s_.contour, w, w));
       taken = occupied;
       t.largest_overlap = 0;
     } while (!grow_pair(table, random, pair, &taken, &t));
@@ -78,8 +81,9 @@ class Generator {
         break;
       }
     const auto which = static_cast<int>(random.below(2));
-    mark(t.origin[which], &image);
-    mark(t.tip[label == 1 ? which : 1 - which], &image);
+    t.discs[0] = t.origin[which];
+    t.discs[1] = t.tip[label == 1 ? which : 1 - which];
+    for (const Point& disc : t.discs) mark(disc, &image);
     // Smallest to 0, largest to 255.
     const auto [low, high] = std::minmax_element(image.begin(), image.end());
     t.maximum = static_cast<double>(*high);
@@ -92,6 +96,9 @@ class Generator {
   }
 
  private:
+  // The hardest of the published settings need 2200 on average.
+  static constexpr Index kMostAttempts = 1000000;
+
   // A paddle in the image.
   struct Placed {
     Index direction = 0;
