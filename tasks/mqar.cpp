@@ -10,14 +10,9 @@
 //   is value_j. All else is filler: 0, or uniform over the vocabulary.
 // Slots are drawn as the n smallest of T_s = E_s / p_s with E_s exponential: the same law.
 //
-// Q, K, V until a model supplies them (our choice): what a trained induction head computes. With a
-// unit vector C[token] per head and a normal U[token],
-//   q_t = r C[x_t],   k_t = r C[x_{t-1}],   v_t = U[x_t],   scale r^2 = sharpness,
-// so that a query's logit is `sharpness` at the value that follows its key and near 0 elsewhere.
+// Q, K, V until a model supplies them (our choice): those of an induction head, see sequences.h.
 
-#include <cmath>
-
-#include "tasks/common.h"
+#include "tasks/recall.h"
 
 namespace subquad {
 namespace {
@@ -29,10 +24,6 @@ struct Params {
   Index passes = 1;
   bool random_non_queries = true;
   double sharpness = 16;
-};
-
-struct Sequence {
-  std::vector<std::int32_t> tokens, labels;
 };
 
 class Mqar final : public Task {
@@ -51,45 +42,12 @@ class Mqar final : public Task {
     const Index length = p.n_kv, even = length - length % 2;
     const Index pairs =
         std::min({wanted_pairs(even), even / (2 * params_.passes + 2), params_.vocabulary / 2 - 1});
-    const std::vector<double> waiting = mean_waits(even, pairs);
-    std::vector<Sequence> sequences;
+    const std::vector<double> waits = waits_for(even, pairs);
+    std::vector<Tokens> sequences;
     for (Index b = 0; b < p.batch; ++b)
-      sequences.push_back(
-          generate(derive(seed, "mqar.qkv",
-                          {static_cast<std::uint64_t>(set), static_cast<std::uint64_t>(b)}),
-                   length, pairs, waiting));
+      sequences.push_back(generate(qkv_seed(seed, "mqar", set, b), length, pairs, waits).tokens);
 
-    const double scale = p.logit_scale();
-    const double r = std::sqrt(params_.sharpness / std::fabs(scale));
-    const float sign = scale < 0 ? -1.0f : 1.0f;
-    const auto code = [&](Index h, std::int32_t token, float* to) {  // r C[token] of head h
-      fill_normal(derive(seed, "mqar.code",
-                         {static_cast<std::uint64_t>(h), static_cast<std::uint64_t>(token)}),
-                  to, p.d_k);
-      const double factor = r / std::sqrt(dot(to, to, p.d_k));
-      for (Index c = 0; c < p.d_k; ++c)
-        to[c] = static_cast<float>(factor * static_cast<double>(to[c]));
-    };
-    const Index offset = p.causal_offset();  // position of query 0
-    for_rows(p.batch, p.heads, length, [&](Index b, Index h, Index begin, Index end) {
-      const std::vector<std::int32_t>& x = sequences[static_cast<std::size_t>(b)].tokens;
-      float* q = out->q.view().head_data(b, h);
-      float* k = out->k.view().head_data(b, h);
-      float* v = out->v.view().head_data(b, h);
-      std::vector<float> row(static_cast<std::size_t>(p.d_k));
-      if (begin == 0) code(h, static_cast<std::int32_t>(params_.vocabulary), k);  // nothing before
-      for (Index t = begin; t < end; ++t) {
-        const std::int32_t token = x[static_cast<std::size_t>(t)];
-        code(h, token, row.data());
-        if (t + 1 < length) std::copy(row.begin(), row.end(), k + (t + 1) * p.d_k);
-        if (t >= offset)
-          for (Index c = 0; c < p.d_k; ++c)
-            q[(t - offset) * p.d_k + c] = sign * row[static_cast<std::size_t>(c)];
-        fill_normal(derive(seed, "mqar.value",
-                           {static_cast<std::uint64_t>(h), static_cast<std::uint64_t>(token)}),
-                    v + t * p.d_v, p.d_v);
-      }
-    });
+    fill_from_tokens(p, seed, "mqar", params_.sharpness, params_.vocabulary, sequences, out);
   }
 
   LabelSpec labels(Index) const override {
@@ -107,26 +65,14 @@ class Mqar final : public Task {
     if (params_.vocabulary <= n)
       throw Unsupported(
           fmt::format("mqar: vocabulary={}, expected more than n={}", params_.vocabulary, n));
-    const std::vector<double> waiting = mean_waits(n, pairs);
-    TokenBatch out;
-    out.batch = batch;
-    out.n = n;
-    out.tokens.resize(static_cast<std::size_t>(batch * n));
-    out.labels.resize(out.tokens.size());
-    parallel_for(batch, [&](Index e, int) {
-      const Sequence sequence = generate(
-          derive(seed, "mqar.tokens",
-                 {static_cast<std::uint64_t>(split), static_cast<std::uint64_t>(first + e)}),
-          n, pairs, waiting);
-      std::copy(sequence.tokens.begin(), sequence.tokens.end(), out.tokens.begin() + e * n);
-      std::copy(sequence.labels.begin(), sequence.labels.end(), out.labels.begin() + e * n);
+    const std::vector<double> waits = waits_for(n, pairs);
+    return make_batch(first, batch, n, 1, [&](Index e) {
+      return generate(example_seed(seed, "mqar", split, e), n, pairs, waits);
     });
-    return out;
   }
 
   std::vector<Floor> floors(Index n, Seed) const override {
-    return {{"random value", "accuracy",
-             1.0 / static_cast<double>(params_.vocabulary - params_.vocabulary / 2)},
+    return {{"random value", "accuracy", random_value_floor(params_.vocabulary)},
             {"any value of the sequence", "accuracy", 1.0 / static_cast<double>(wanted_pairs(n))}};
   }
 
@@ -138,51 +84,30 @@ class Mqar final : public Task {
     return params_.pairs > 0 ? params_.pairs : std::max<Index>(1, n / 16);
   }
 
-  // 1 / p_s, up to a factor, for every slot of length n.
-  std::vector<double> mean_waits(Index n, Index pairs) const {
-    const Index slots = (n - 2 * pairs * params_.passes) / 2;
-    std::vector<double> waits;
-    for (Index s = 0; s < slots; ++s)
-      waits.push_back(
-          portable_exp((1 - params_.power_a) * portable_log(static_cast<double>(s + 1))));
-    return waits;
+  std::vector<double> waits_for(Index n, Index pairs) const {
+    return mean_waits((n - 2 * pairs * params_.passes) / 2, params_.power_a);
   }
 
   // One sequence of length n (of the last even length and one more filler if n is odd). Keys,
   // values, slots and filler have streams of their own: a switch moves nothing else.
-  Sequence generate(Seed seed, Index n, Index pairs, const std::vector<double>& waits) const {
-    const Index context = 2 * pairs * params_.passes, half = params_.vocabulary / 2;
-    Sequence out;
+  Example generate(Seed seed, Index n, Index pairs, const std::vector<double>& waits) const {
+    const Index context = 2 * pairs * params_.passes;
+    Example out;
     out.tokens.assign(static_cast<std::size_t>(n), 0);
     out.labels.assign(static_cast<std::size_t>(n), kIgnore);
-    if (params_.random_non_queries) {
-      Random random(seed, "filler");
-      for (Index t = context; t < n; ++t)
-        out.tokens[static_cast<std::size_t>(t)] =
-            static_cast<std::int32_t>(random.below(static_cast<std::uint64_t>(params_.vocabulary)));
-    }
-    const std::vector<Index> keys =
-        Random(seed, "keys").sample_without_replacement(half - 1, pairs);  // less 1
-    const std::vector<Index> values =
-        Random(seed, "values").sample_without_replacement(params_.vocabulary - half, pairs);
-
+    fill_rest(seed, params_.vocabulary, params_.random_non_queries, context, &out.tokens);
+    const auto [keys, values] = draw_pairs(seed, params_.vocabulary, pairs);
     Random random(seed, "slots");
-    std::vector<std::pair<double, Index>> slots;  // waiting time, slot
-    for (std::size_t s = 0; s < waits.size(); ++s)
-      slots.emplace_back(random.exponential() * waits[s], static_cast<Index>(s));
-    std::partial_sort(slots.begin(), slots.begin() + pairs, slots.end());
-
-    for (Index j = 0; j < pairs; ++j) {
-      const auto key = static_cast<std::int32_t>(keys[static_cast<std::size_t>(j)] + 1);
-      const auto value = static_cast<std::int32_t>(values[static_cast<std::size_t>(j)] + half);
+    const std::vector<Index> slots = draw_slots(random, waits, pairs);
+    for (std::size_t j = 0; j < keys.size(); ++j) {
       for (Index pass = 0; pass < params_.passes; ++pass) {
-        out.tokens[static_cast<std::size_t>(2 * (pass * pairs + j))] = key;
-        out.tokens[static_cast<std::size_t>(2 * (pass * pairs + j) + 1)] = value;
+        const auto at = static_cast<std::size_t>(2 * pass * pairs) + 2 * j;
+        out.tokens[at] = keys[j];
+        out.tokens[at + 1] = values[j];
       }
-      const auto query =
-          static_cast<std::size_t>(context + 2 * slots[static_cast<std::size_t>(j)].second);
-      out.tokens[query] = key;
-      out.labels[query] = value;
+      const auto query = static_cast<std::size_t>(context + 2 * slots[j]);
+      out.tokens[query] = keys[j];
+      out.labels[query] = values[j];
     }
     return out;
   }

@@ -58,9 +58,10 @@ ordered_json labelled_example(const Task& task, const Options& options, Split sp
     json["tokens"] = batch.tokens;
   } else {
     json["tokens"] = ordered_json::array();
+    const Index row = batch.n * batch.tokens_per_position;
     for (Index i = 0; i < batch.inputs; ++i)
-      json["tokens"].push_back(std::vector<std::int32_t>(batch.tokens.begin() + i * batch.n,
-                                                         batch.tokens.begin() + (i + 1) * batch.n));
+      json["tokens"].push_back(std::vector<std::int32_t>(batch.tokens.begin() + i * row,
+                                                         batch.tokens.begin() + (i + 1) * row));
   }
   json["labels"] = batch.labels;
   if (!batch.lengths.empty()) json["lengths"] = batch.lengths;

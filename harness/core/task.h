@@ -52,14 +52,16 @@ enum class LabelKind { per_token, per_sequence };
 // What the labels of a task are, for a given sequence length.
 struct LabelSpec {
   LabelKind kind = LabelKind::per_token;
-  Index vocabulary = 0;  // token ids are in [0, vocabulary)
-  Index classes = 0;     // labels are in [0, classes) or kIgnore
-  Index inputs = 1;      // sequences per example (2 for retrieval)
+  Index vocabulary = 0;           // token ids are in [0, vocabulary)
+  Index classes = 0;              // labels are in [0, classes) or kIgnore
+  Index inputs = 1;               // sequences per example (2 for retrieval)
+  Index tokens_per_position = 1;  // whose embeddings are concatenated (2 for stacked recall)
 };
 
-// tokens [batch, inputs, n]; labels [batch, n] (per_token) or [batch] (per_sequence).
+// tokens [batch, inputs, n, tokens_per_position]; labels [batch, n] (per_token) or [batch]
+// (per_sequence).
 struct TokenBatch {
-  Index batch = 0, inputs = 1, n = 0;
+  Index batch = 0, inputs = 1, n = 0, tokens_per_position = 1;
   std::vector<std::int32_t> tokens;
   std::vector<std::int32_t> labels;
   std::vector<std::int32_t> lengths;  // [batch, inputs] tokens that are not padding; empty = n

@@ -6,17 +6,11 @@
 #include <set>
 
 #include "harness/core/parallel.h"
-#include "tests/tasks/attention.h"
+#include "tests/tasks/labelled.h"
 
 using namespace subquad;
 
 namespace {
-
-// Settings with which a task runs on its own: npy has no default.
-Settings runnable(const std::string& task) {
-  if (task != "npy") return {};
-  return {{"dir", std::string(SUBQUAD_SOURCE_DIR "/tests/fixtures/npy/layers")}};
-}
 
 bool same(const Tensor& a, const Tensor& b) {
   return a.shape() == b.shape() &&
@@ -131,11 +125,38 @@ TEST_CASE("tasks without labels refuse tokens", "[tasks]") {
     INFO(entry->info.name);
     const auto task = make_task(entry->info.name, runnable(entry->info.name));
     if (entry->info.labelled) {
-      CHECK(task->labels(64).classes > 0);
-      const TokenBatch batch = task->tokens(Split::train, 0, 3, 64, 1);
-      CHECK(batch.tokens.size() == 3 * 64);
-      CHECK(batch.labels.size() == 3 * 64);
-      CHECK(!task->floors(64, 1).empty());
+      const Index n = token_length(entry->info.name);
+      const LabelSpec spec = task->labels(n);
+      CHECK(spec.classes > 0);
+      const TokenBatch batch = task->tokens(Split::train, 0, 3, n, 1);
+      CHECK(batch.batch == 3);
+      CHECK(batch.n == n);
+      CHECK(batch.inputs == spec.inputs);
+      CHECK(batch.tokens_per_position == spec.tokens_per_position);
+      CHECK(batch.tokens.size() ==
+            static_cast<std::size_t>(3 * n * spec.inputs * spec.tokens_per_position));
+      CHECK(batch.labels.size() ==
+            static_cast<std::size_t>(spec.kind == LabelKind::per_token ? 3 * n : 3));
+      for (const std::int32_t token : batch.tokens)
+        if (!(token >= 0 && token < spec.vocabulary)) FAIL_CHECK("token " << token);
+      Index scored = 0;
+      for (const std::int32_t label : batch.labels) {
+        scored += label != kIgnore;
+        if (!(label == kIgnore || (label >= 0 && label < spec.classes)))
+          FAIL_CHECK("label " << label);
+      }
+      CHECK(scored >= 3);
+      CHECK((batch.lengths.empty() ||
+             batch.lengths.size() == static_cast<std::size_t>(3 * spec.inputs)));
+      for (const std::int32_t length : batch.lengths)
+        if (!(length >= 1 && length <= n)) FAIL_CHECK("length " << length);
+      CHECK(!task->floors(n, 1).empty());
+      for (const Floor& floor : task->floors(n, 1)) {
+        INFO(floor.name << " " << floor.value);
+        CHECK((floor.metric == "accuracy" || floor.metric == "bits_per_token"));
+        CHECK(floor.value >= 0);
+        CHECK(floor.value <= (floor.metric == "accuracy" ? 1 : 32));
+      }
     } else {
       CHECK_THROWS_AS(task->labels(64), Unsupported);
       CHECK_THROWS_AS(task->tokens(Split::train, 0, 1, 64, 1), Unsupported);
@@ -147,20 +168,28 @@ TEST_CASE("examples are the same in any order of calls, and splits differ", "[ta
   for (const TaskEntry* entry : Registry::instance().tasks()) {
     if (!entry->info.labelled) continue;
     INFO(entry->info.name);
-    const auto task = make_task(entry->info.name);
+    const auto task = make_task(entry->info.name, runnable(entry->info.name));
+    const Index n = token_length(entry->info.name);
+    const auto get = [&](Split split, Index first, Index count, Seed seed) {
+      return task->tokens(split, first, count, n, seed);
+    };
+    const int before = thread_count();
     for (const Split split : {Split::train, Split::validation, Split::test}) {
-      const TokenBatch all = task->tokens(split, 10, 6, 64, 9);
+      omp_set_num_threads(3);
+      const TokenBatch all = get(split, 10, 6, 9);
+      omp_set_num_threads(1);
+      const auto row = static_cast<Index>(all.tokens.size()) / 6;
+      const auto labels = static_cast<Index>(all.labels.size()) / 6;
       for (Index e = 5; e >= 0; --e) {
-        const TokenBatch one = task->tokens(split, 10 + e, 1, 64, 9);
-        CHECK(std::equal(one.tokens.begin(), one.tokens.end(), all.tokens.begin() + e * 64));
-        CHECK(std::equal(one.labels.begin(), one.labels.end(), all.labels.begin() + e * 64));
+        const TokenBatch one = get(split, 10 + e, 1, 9);
+        CHECK(std::equal(one.tokens.begin(), one.tokens.end(), all.tokens.begin() + e * row));
+        CHECK(std::equal(one.labels.begin(), one.labels.end(), all.labels.begin() + e * labels));
       }
     }
-    CHECK(task->tokens(Split::train, 0, 4, 64, 9).tokens !=
-          task->tokens(Split::test, 0, 4, 64, 9).tokens);
-    CHECK(task->tokens(Split::train, 0, 4, 64, 9).tokens !=
-          task->tokens(Split::train, 0, 4, 64, 10).tokens);
-    CHECK(task->tokens(Split::train, 0, 4, 64, 9).tokens !=
-          task->tokens(Split::train, 4, 4, 64, 9).tokens);
+    omp_set_num_threads(before);
+    const auto tokens = get(Split::train, 0, 4, 9).tokens;
+    CHECK(tokens != get(Split::test, 0, 4, 9).tokens);
+    CHECK(tokens != get(Split::train, 0, 4, 10).tokens);
+    CHECK(tokens != get(Split::train, 4, 4, 9).tokens);
   }
 }

@@ -5,7 +5,8 @@
 #include <set>
 #include <tuple>
 
-#include "tests/tasks/attention.h"
+#include "tests/tasks/labelled.h"
+#include "tests/tasks/statistics.h"
 
 using namespace subquad;
 
@@ -17,16 +18,8 @@ Settings settings(bool random_filler, Index pairs = kPairs) {
   return {{"vocabulary", kVocabulary}, {"pairs", pairs}, {"random_non_queries", random_filler}};
 }
 
-struct Example {
-  const std::int32_t* x;
-  const std::int32_t* y;
-};
-Example example(const TokenBatch& batch, Index e) {
-  return {batch.tokens.data() + e * batch.n, batch.labels.data() + e * batch.n};
-}
-
 // Slot of the query of every pair, in the order of the pairs.
-std::vector<Index> slots(const Example& e, Index n, Index pairs) {
+std::vector<Index> slots(const ExampleView& e, Index n, Index pairs) {
   std::map<std::int32_t, Index> pair_of;
   for (Index j = 0; j < pairs; ++j) pair_of[e.x[2 * j]] = j;
   std::vector<Index> slot(static_cast<std::size_t>(pairs), -1);
@@ -35,17 +28,7 @@ std::vector<Index> slots(const Example& e, Index n, Index pairs) {
   return slot;
 }
 
-double chi_square(const std::vector<double>& counts, const std::vector<double>& expected) {
-  double sum = 0;
-  for (std::size_t i = 0; i < counts.size(); ++i)
-    sum += (counts[i] - expected[i]) * (counts[i] - expected[i]) / expected[i];
-  return sum;
-}
-double limit(std::size_t cells) {  // Wilson-Hilferty at p = 0.001
-  const double k = static_cast<double>(cells - 1), z = 3.0902;
-  const double root = 1 - 2 / (9 * k) + z * std::sqrt(2 / (9 * k));
-  return k * root * root * root;
-}
+double limit(std::size_t cells) { return chi_square_limit(cells - 1); }
 
 }  // namespace
 

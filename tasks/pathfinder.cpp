@@ -1,0 +1,184 @@
+// Pathfinder: do the two discs lie on the ends of one dashed contour?
+// Source: Linsley et al. 2018, arXiv 1805.08315; Tay et al. 2021 (Long Range Arena), arXiv
+// 2011.04006. The generator is in pathfinder_image.h.
+//
+// A sequence is an image of n = W x W gray pixels, W of 16, 32, 64, 128 and 256, row by row; a
+// token is its brightness 0 .. 255. Contour length 14 is the "hard" task of Long Range Arena, 9 and
+// 6 the easier ones. W = 128 is Path-X.
+//
+// With a path: an IDX file of images (with the labels in another), or the archive's folder:
+// <path>/imgs/<batch>/<name>.png and <path>/metadata/<batch>.npy, which is text, one line an image:
+// folder, file name, number, label, ... Files of length 0 are left out, as in the archive.
+
+#include <map>
+#include <mutex>
+
+#include "tasks/images.h"
+#include "tasks/pathfinder_image.h"
+
+namespace subquad {
+namespace {
+
+struct Params {
+  Index contour = 0;
+  std::string path, labels;
+};
+
+constexpr const char* kHint = "without path: images are generated";
+
+// The images that the metadata of a folder name, in the order of its sorted files.
+Images read_folder(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const fs::path metadata = fs::path(path) / "metadata";
+  if (!fs::is_directory(metadata, error))
+    throw UserError(fmt::format("pathfinder: {}: not a directory; {}", metadata.string(), kHint));
+  std::vector<fs::path> files;
+  for (const fs::directory_entry& entry : fs::directory_iterator(metadata))
+    if (entry.path().extension() == ".npy") files.push_back(entry.path());
+  std::sort(files.begin(), files.end());
+  Images out;
+  for (const fs::path& file : files) {
+    const std::string text = read_file("pathfinder", file.string());
+    for_lines(text, [&](std::string_view line, Index number) {
+      std::vector<std::string> fields;
+      for (std::size_t at = 0; at < line.size();) {
+        const std::size_t begin = line.find_first_not_of(' ', at);
+        if (begin == std::string_view::npos) break;
+        const std::size_t end = std::min(line.find(' ', begin), line.size());
+        fields.emplace_back(line.substr(begin, end - begin));
+        at = end;
+      }
+      if (fields.size() < 4 || (fields[3] != "0" && fields[3] != "1"))
+        throw UserError(
+            fmt::format("pathfinder: {}:{}: got \"{}\", expected folder, file name, "
+                        "number and label 0 or 1",
+                        file.string(), number, excerpt(line)));
+      const std::string image = (fs::path(path) / fields[0] / fields[1]).string();
+      const std::string bytes = read_file("pathfinder", image);
+      if (bytes.empty()) return;
+      const Images one = read_png("pathfinder: " + image, bytes);
+      if (out.count == 0) out.height = one.height, out.width = one.width;
+      if (one.height != out.height || one.width != out.width)
+        throw UserError(
+            fmt::format("pathfinder: {}: got {} x {} pixels, expected {} x {} as the "
+                        "first",
+                        image, one.height, one.width, out.height, out.width));
+      out.pixels += one.pixels;
+      out.labels.push_back(fields[3] == "1");
+      ++out.count;
+    });
+  }
+  require_rows("pathfinder", metadata.string(), out.count);
+  return out;
+}
+
+class Pathfinder final : public SequenceTask {
+ public:
+  explicit Pathfinder(const Params& params) : SequenceTask("pathfinder"), params_(params) {
+    if (params.path.empty()) {
+      if (!params.labels.empty())
+        throw UserError("pathfinder: got labels without path; expected both or none");
+      return;
+    }
+    std::error_code error;
+    if (std::filesystem::is_directory(params.path, error)) {
+      images_ = read_folder(params.path);
+      return;
+    }
+    if (params.labels.empty())
+      throw UserError(
+          "pathfinder: got path without labels; expected both, or the archive's folder");
+    images_ = read_idx("pathfinder", params.path, params.labels, 2, kHint);
+  }
+
+  LabelSpec labels(Index) const override { return {LabelKind::per_sequence, 256, 2, 1}; }
+
+  TokenBatch tokens(Split split, Index first, Index batch, Index n, Seed seed) const override {
+    if (images_.count > 0) {
+      if (n != images_.size()) refuse("images have {} pixels, got n={}", images_.size(), n);
+      return make_batch(first, batch, n, 1, [&](Index e) {
+        const Index row = row_of(split_rows(images_.count, split), split, e, seed);
+        return Example{pixels(row), {images_.labels[static_cast<std::size_t>(row)]}, {}};
+      });
+    }
+    const pathfinder::Generator* generator = generator_for(n);
+    if (!generator) refuse("n={}, expected 256, 1024, 4096, 16384 or 65536", n);
+    return make_batch(first, batch, n, 1, [&](Index e) {
+      const Seed at = example_seed(seed, owner_, split, e);
+      const std::int32_t label = label_of(at);
+      const Bytes image = generator->draw(at, label);
+      return Example{{image.begin(), image.end()}, {label}, {}};
+    });
+  }
+
+  std::vector<Floor> floors(Index, Seed seed) const override {
+    constexpr Index kRows = 2000;
+    Tokens train, test;
+    for (const auto& [split, labels] : {std::pair(Split::train, &train), {Split::test, &test}})
+      for (Index e = 0; e < kRows; ++e)
+        labels->push_back(images_.count > 0
+                              ? images_.labels[static_cast<std::size_t>(
+                                    row_of(split_rows(images_.count, split), split, e, seed))]
+                              : label_of(example_seed(seed, owner_, split, e)));
+    return {majority_floor(train, test, 2)};
+  }
+
+ private:
+  static std::int32_t label_of(Seed example) {
+    return static_cast<std::int32_t>(Random(example, "label").below(2));
+  }
+  Tokens pixels(Index row) const {
+    return {images_.image(row), images_.image(row) + images_.size()};
+  }
+
+  // Null where n is no square of a known window. Its tables are made once.
+  const pathfinder::Generator* generator_for(Index n) const {
+    for (const Index window : {16, 32, 64, 128, 256}) {
+      pathfinder::Settings settings;
+      if (window * window != n || !pathfinder::settings_for(window, params_.contour, &settings))
+        continue;
+      const std::lock_guard lock(mutex_);
+      auto& generator = generators_[window];
+      if (!generator) generator = std::make_unique<pathfinder::Generator>(settings);
+      return generator.get();
+    }
+    return nullptr;
+  }
+
+  // Images of the largest window that fits, laid end to end.
+  Tokens sequence(Index length, Seed, Seed draw) const override {
+    const Index n = length >= 16384 ? 16384 : length >= 4096 ? 4096 : length >= 1024 ? 1024 : 256;
+    Index number = 0;
+    return laid_end_to_end(length, [&]() -> Tokens {
+      const Seed at = derive(draw, "image", {static_cast<std::uint64_t>(number++)});
+      if (images_.count > 0)
+        return pixels(
+            static_cast<Index>(Random(at).below(static_cast<std::uint64_t>(images_.count))));
+      const Bytes image = generator_for(n)->draw(at, label_of(at));
+      return {image.begin(), image.end()};
+    });
+  }
+
+  Params params_;
+  Images images_;  // of the files
+  mutable std::mutex mutex_;
+  mutable std::map<Index, std::unique_ptr<pathfinder::Generator>> generators_;  // by window
+};
+
+const RegisterTask<Pathfinder, Params> kRegistration{
+    {.name = "pathfinder",
+     .source = "Linsley et al. 2018, arXiv 1805.08315; Long Range Arena, arXiv 2011.04006",
+     .summary = "do two discs lie on the ends of one dashed contour? A pixel is a token",
+     .labelled = true,
+     .notes = {"n = 256 (a small version of ours), 1024, 4096, 16384 (Path-X) or 65536 pixels",
+               "more than half of the pixels are 0; no position is padding",
+               "Q, K, V: images of the largest size up to 128 x 128 that fits, laid end to end"}},
+    {param("contour", &Params::contour, {0, 64},
+           "paddles of a contour: 14 is hard, 9 and 6 are easier; 0 = 14 (4 at n = 256)"),
+     param("path", &Params::path,
+           "IDX file of images (.gz too), or the folder of the archive; empty = generate"),
+     param("labels", &Params::labels, "IDX file of the labels")}};
+
+}  // namespace
+}  // namespace subquad
