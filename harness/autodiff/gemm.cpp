@@ -63,7 +63,20 @@ void pack_panel(const GemmMatrix<const T>& b, const Terms& terms, Index column, 
     }
     return;
   }
-  for (Index t = 0; t < terms.count; ++t) {
+  Index done = 0;
+  if (b.rows.group == 0 && b.rows.stride == 1 && columns == width) {  // a transposed matrix
+    const T* const corner = b.data + terms.first;
+    for (; done + kLanes<T> <= terms.count; done += kLanes<T>)
+      for (Index j = 0; j < width; j += kLanes<T>) {
+        Vec<T> square[kLanes<T>];
+#pragma GCC unroll 16
+        for (Index i = 0; i < kLanes<T>; ++i) square[i] = load(corner + offset[j + i] + done);
+        transpose<T>(square);
+#pragma GCC unroll 16
+        for (Index i = 0; i < kLanes<T>; ++i) store(out + (done + i) * width + j, square[i]);
+      }
+  }
+  for (Index t = done; t < terms.count; ++t) {
     const T* const row = b.data + b.rows.at(terms.first + t);
     for (Index j = 0; j < columns; ++j) out[t * width + j] = row[offset[j]];
     for (Index j = columns; j < width; ++j) out[t * width + j] = 0;

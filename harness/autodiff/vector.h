@@ -57,13 +57,38 @@ inline void store_part(T* p, Vec<T> v, Index count) {
   std::memcpy(p, &v, static_cast<std::size_t>(count) * sizeof(T));
 }
 
+// The lane numbers of a shuffle.
+template <class T>
+using LaneMask = typename VectorOf<T>::int_type;
+
+// Sum of all lanes, by halves.
 template <class T>
 inline T sum_lanes(Vec<T> v) {
-  T lanes[kLanes<T>];
-  store(lanes, v);
-  for (int width = kLanes<T> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+#pragma GCC unroll 4
+  for (int width = kLanes<T> / 2; width > 0; width /= 2) {
+    LaneMask<T> other{};
+    for (int i = 0; i < kLanes<T>; ++i) other[i] = i ^ width;
+    v += __builtin_shuffle(v, other);
+  }
+  return v[0];
+}
+
+// v[i] lane j <-> v[j] lane i.
+template <class T, int STEP = kLanes<T> / 2>
+[[gnu::always_inline]] inline void transpose(Vec<T> (&v)[kLanes<T>]) {
+  LaneMask<T> low{}, high{};  // lanes of (v[i], v[i + STEP]) that come to v[i] and v[i + STEP]
+  for (int i = 0; i < kLanes<T>; ++i) {
+    low[i] = (i & STEP) == 0 ? i : kLanes<T> + i - STEP;
+    high[i] = (i & STEP) == 0 ? i + STEP : kLanes<T> + i;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) {
+    if ((i & STEP) != 0) continue;
+    const Vec<T> a = v[i], b = v[i + STEP];
+    v[i] = __builtin_shuffle(a, b, low);
+    v[i + STEP] = __builtin_shuffle(a, b, high);
+  }
+  if constexpr (STEP > 1) transpose<T, STEP / 2>(v);
 }
 template <class T>
 inline T max_lanes(Vec<T> v) {

@@ -44,8 +44,9 @@ const std::vector<Field<TrainOptions>>& train_fields() {
             "stop after so many validations without a lower loss; 0 = never"),
       param("checkpoint_every", &O::checkpoint_every, {0, 1 << 30},
             "steps between checkpoints; 0 = at validations"),
-      param("shards", &O::shards, {1, 1024},
-            "parts of a batch whose gradients are added in order; also the most threads used")};
+      param("shards", &O::shards, {0, 1024},
+            "parts of a batch whose gradients are added in order; also the most threads used; 0 = "
+            "4 to 8")};
   return fields;
 }
 

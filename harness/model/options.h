@@ -41,7 +41,7 @@ struct TrainOptions {
   double stop_accuracy = 1.1;  // stop once the validation reaches this
   Index patience = 0;          // stop after so many validations without a better loss; 0 = never
   Index checkpoint_every = 0;  // steps; 0 = only at validations
-  Index shards = 8;            // parts of a batch whose gradients are added in order
+  Index shards = 0;            // parts of a batch, whose gradients are added in order; 0 = 4 to 8
 };
 
 const std::vector<Field<TrainOptions>>& train_fields();

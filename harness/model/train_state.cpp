@@ -12,9 +12,12 @@ namespace {
 
 constexpr Index kBlock = 1 << 14;  // elements per item of the reduction
 
-// The largest divisor of `batch` that is at most `most`: all shards have one shape.
-Index shard_count(Index batch, Index most) {
-  Index count = std::min(batch, most);
+// All shards have one shape: the largest divisor of `batch` that is at most `wanted`. Our choice
+// where nothing is wanted: shards of about 1024 tokens, whose activations stay in the second-level
+// cache, but 4 to 8 of them.
+Index shard_count(Index batch, Index n, Index wanted) {
+  if (wanted == 0) wanted = std::clamp<Index>(batch * n / 1024, 4, 8);
+  Index count = std::min(batch, wanted);
   while (batch % count != 0) --count;
   return count;
 }
@@ -66,7 +69,7 @@ TrainState::TrainState(const TrainSetup& setup) : setup_(setup) {
                 "{} methods for {} layers", setup.methods.size(), setup.options.layers);
   const ModelSizes sizes = model_sizes(setup);
   model_ = std::make_unique<Transformer<float>>(setup.options, sizes);
-  shards_ = shard_count(p.batch, setup.options.shards);
+  shards_ = shard_count(p.batch, p.n, setup.options.shards);
   shard_batch_ = p.batch / shards_;
   shard_problem_ = p;
   shard_problem_.batch = shard_batch_ * sizes.labels.inputs;
