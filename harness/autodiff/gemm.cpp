@@ -216,12 +216,27 @@ void rows_by_panel(const Gemm<T>& g, const Terms& terms, const T* packed, Index 
   }
 }
 
+// An empty sum: only what is added to it.
+template <class T>
+void without_terms(const Gemm<T>& g) {
+  for (Index i = 0; i < g.m; ++i)
+    for (Index j = 0; j < g.n; ++j) {
+      const Index at = g.c.rows.at(i) + g.c.cols.at(j);
+      T x = g.accumulate ? g.c.data[at] : T(0);
+      if (g.bias != nullptr) x += g.bias[j];
+      if (g.residual != nullptr) x += g.residual[at];
+      g.c.data[at] = x;
+    }
+  if (g.done.call != nullptr) g.done.call(g.done.context, 0, g.m);
+}
+
 }  // namespace
 
 Index gemm_work(Index n, Index k) { return (n + 63) / 64 * 64 * std::min(k, kTerms); }
 
 template <class T>
 void gemm(const Gemm<T>& g, T* work) {
+  if (g.k == 0) return without_terms(g);
   const Index blocks = (g.m + kRowBlock - 1) / kRowBlock;
   for (Index first = 0; first < g.k;) {
     const Terms terms = terms_from(g.a.cols, first, g.k);

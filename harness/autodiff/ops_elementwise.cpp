@@ -92,7 +92,7 @@ Var<T> square(Var<T> x) {
 template <class T>
 Var<T> relu(Var<T> x) {
   return unary(
-      x, [](Vec<T> v) { return v > T(0) ? v : Vec<T>{}; },
+      x, [](Vec<T> v) { return v < T(0) ? Vec<T>{} : v; },
       [](Vec<T> v, Vec<T>) { return v > T(0) ? constant_vec<T>(1) : Vec<T>{}; });
 }
 
@@ -114,7 +114,7 @@ Var<T> elu(Var<T> x) {
   return unary(
       x,
       [](Vec<T> v) {
-        const Vec<T> low = v < T(0) ? v : Vec<T>{};
+        const Vec<T> low = v > T(0) ? Vec<T>{} : v;
         return v > T(0) ? v : exp_of<T>(low) - T(1);
       },
       [](Vec<T> v, Vec<T> y) { return v > T(0) ? constant_vec<T>(1) : y + T(1); });

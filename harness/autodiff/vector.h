@@ -121,7 +121,7 @@ inline Vec<T> exp_of(Vec<T> x) {
     p = p * f * f + f + 1.0f;
     const Int exponent = reinterpret_cast<Int>(shifted) << 23;
     const Vec<float> value = reinterpret_cast<Vec<float>>(reinterpret_cast<Int>(p) + exponent);
-    return x < -87.0f ? Vec<float>{} : value;  // a NaN stays a NaN
+    return x < -87.0f ? Vec<float>{} : (x == x ? value : x);
   } else {
     for (int i = 0; i < kLanes<T>; ++i) x[i] = std::exp(x[i]);
     return x;

@@ -111,6 +111,8 @@ double TrainState::run(Index step, const TokenBatch& batch, bool gradients, bool
                 setup_.problem.batch, setup_.problem.n);
   const double denominator = std::max<double>(1, static_cast<double>(scored(batch)));
   const Index size = model_->layout().size();
+  if (static_cast<int>(lanes_.size()) < thread_count())
+    lanes_.resize(static_cast<std::size_t>(thread_count()));
   parallel_for(shards_, [&](Index s, int thread) {
     Lane& l = lane(thread);
     l.tape.clear();
