@@ -83,6 +83,8 @@ FitReport Method::fit(FitData&, const FitOptions&) {
 bool MethodInfo::supports(Pass pass) const {
   // Both halves together are supported where both halves are.
   if (pass == Pass::forward_backward) return supports(Pass::forward) && supports(Pass::backward);
+  // Training needs no more than gradients.
+  if (pass == Pass::train) return supports(Pass::forward_backward);
   return std::find(passes.begin(), passes.end(), pass) != passes.end();
 }
 

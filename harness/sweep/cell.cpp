@@ -49,12 +49,13 @@ Settings settings_from_json(const nlohmann::json& json) {
 
 std::string Cell::id() const {
   const MeasureOptions& m = measure;
-  return hex(derive(seed, fmt::format("cell|{}|{}|{}|{}|{}|{}|{}|{} {} {} {} {} {}|{}", method,
+  const std::string training = pass == Pass::train ? "|train|" + to_string(train) : "";
+  return hex(derive(seed, fmt::format("cell|{}|{}|{}|{}|{}|{}|{}|{} {} {} {} {} {}|{}{}", method,
                                       to_string(method_settings), task, to_string(task_settings),
                                       problem_key(problem), name(pass), threads,
                                       to_string(ParamValue(m.min_time_s)), m.repetitions,
                                       to_string(ParamValue(m.warmup_s)), m.input_sets,
-                                      m.decode_tokens, m.pin, error_key(error))));
+                                      m.decode_tokens, m.pin, error_key(error), training)));
 }
 
 std::string Cell::reference_id() const {
@@ -63,16 +64,19 @@ std::string Cell::reference_id() const {
 }
 
 std::string Cell::str() const {
-  return fmt::format("{}{}{} {} {}{}{} {} threads={} seed={}", method,
+  return fmt::format("{}{}{} {} {}{}{} {} threads={} seed={}{}{}", method,
                      method_settings.empty() ? "" : ":", to_string(method_settings), name(pass),
                      task, task_settings.empty() ? "" : ":", to_string(task_settings),
-                     problem.str(), threads, seed);
+                     problem.str(), threads, seed, train.empty() ? "" : " ", to_string(train));
 }
 
 std::string Cell::brief() const {
   const std::string keys = problem.n_kv == problem.n ? "" : fmt::format(" n_kv={}", problem.n_kv);
-  return fmt::format("{} {} {} n={}{}{}", label.empty() ? method : label, name(pass), task,
-                     problem.n, keys, problem.causal ? " causal" : "");
+  const auto rate = train.find("learning_rate");
+  return fmt::format(
+      "{} {} {} n={}{}{}{}", label.empty() ? method : label, name(pass), task, problem.n, keys,
+      problem.causal ? " causal" : "",
+      rate == train.end() ? "" : fmt::format(" learning_rate={}", to_string(rate->second)));
 }
 
 void to_json(nlohmann::json& json, const Cell& c) {
@@ -109,6 +113,7 @@ void to_json(nlohmann::json& json, const Cell& c) {
             {"matrix_rows", c.error.matrix_rows},
             {"top_k", c.error.top_k}}},
           {"plugins", c.plugins}};
+  if (!c.train.empty()) json["train"] = settings_to_json(c.train);
 }
 
 void from_json(const nlohmann::json& json, Cell& c) {
@@ -147,6 +152,7 @@ void from_json(const nlohmann::json& json, Cell& c) {
   e.at("matrix_rows").get_to(c.error.matrix_rows);
   e.at("top_k").get_to(c.error.top_k);
   json.at("plugins").get_to(c.plugins);
+  if (json.contains("train")) c.train = settings_from_json(json.at("train"));
 }
 
 void to_json(nlohmann::json& json, const Job& job) {
@@ -202,6 +208,7 @@ void to_json(nlohmann::json& json, const JobResult& result) {
           {"reason", result.reason},
           {"columns", result.columns},
           {"samples", result.samples}};
+  if (!result.curve.empty()) json["curve"] = result.curve;
 }
 
 void from_json(const nlohmann::json& json, JobResult& result) {
@@ -209,6 +216,7 @@ void from_json(const nlohmann::json& json, JobResult& result) {
   json.at("reason").get_to(result.reason);
   json.at("columns").get_to(result.columns);
   json.at("samples").get_to(result.samples);
+  if (json.contains("curve")) json.at("curve").get_to(result.curve);
 }
 
 }  // namespace subquad

@@ -45,6 +45,7 @@ struct Cell {
   Seed seed = 0;
   MeasureOptions measure;
   ErrorOptions error;
+  Settings train;                    // train pass: every training option, resolved; else empty
   std::vector<std::string> plugins;  // shared objects to load first, absolute paths
 
   // 16 hex digits over everything that determines the result: not the label, the plugin paths,
@@ -89,6 +90,7 @@ struct JobResult {
   std::string reason;
   std::map<std::string, std::string> columns;
   std::vector<double> samples;
+  std::vector<std::string> curve = {};  // train pass: lines of curves.csv, without the identity
 };
 
 void to_json(nlohmann::json& json, const JobResult& result);

@@ -111,6 +111,7 @@ class Expansion {
     if (!problem_count(sweep_.problem).above(kMaxCells)) list_problems();
     if (!total.above(0)) return {};  // a list that could not be read, or no method or task
     for (std::size_t t = 0; t < sweep_.tasks.size(); ++t) adapt_problems(sweep_.tasks[t]);
+    if (!combinations(sweep_.train).above(kMaxCells)) trainings_ = settings_of(sweep_.train);
     for (std::size_t m = 0; m < sweep_.methods.size(); ++m) add_method(m);
     if (cells_.empty() && errors_.empty())
       errors_.add({}, "",
@@ -131,12 +132,26 @@ class Expansion {
         Count cells = problem_count(sweep_.problem);
         for (const std::vector<ParamAxis>* params : {&method.params, &task.params})
           for (const ParamAxis& axis : *params) cells *= axis.values.size();
-        cells *= passes_of(sweep_, method).size();
+        cells *= passes_and_trainings(method);
         cells *= threads_of(sweep_, method).size();
         cells *= sweep_.seeds.size();
         total += cells;
       }
     return total;
+  }
+
+  // Passes, each training counted for itself.
+  std::size_t passes_and_trainings(const MethodSweep& method) const {
+    std::size_t count = 0;
+    for (const Choice<Pass>& pass : passes_of(sweep_, method))
+      if (pass.value != Pass::train) {
+        ++count;
+      } else {
+        std::size_t trainings = 1;
+        for (const ParamAxis& axis : sweep_.train) trainings *= axis.values.size();
+        count += trainings;
+      }
+    return count;
   }
 
   void list_problems() {
@@ -287,7 +302,11 @@ class Expansion {
               cell->pass = pass.value;
               cell->threads = threads.value;
               cell->seed = seed.value;
-              add({m, t, s, p}, *cell);
+              static const std::vector<Settings> kNone{{}};
+              for (const Settings& training : pass.value == Pass::train ? trainings_ : kNone) {
+                cell->train = training;
+                add({m, t, s, p}, *cell);
+              }
             }
       }
     }
@@ -336,6 +355,7 @@ class Expansion {
   const Sweep& sweep_;
   ConfigErrors& errors_;
   std::vector<Requested> problems_;
+  std::vector<Settings> trainings_;
   std::vector<std::vector<Settings>> task_settings_;        // [task][settings]
   std::vector<std::vector<std::vector<Problem>>> adapted_;  // [task][settings][problem]
   std::unordered_map<std::string, Choices> index_;          // by cell id

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "harness/core/plugin.h"
+#include "harness/model/options.h"
 #include "harness/sweep/config_values.h"
 
 namespace subquad {
@@ -15,7 +16,7 @@ namespace {
 
 const std::vector<std::string> kTopKeys{"name",    "description", "seed",    "seeds",   "rounds",
                                         "threads", "passes",      "problem", "methods", "tasks",
-                                        "measure", "error",       "plugins", "plots"};
+                                        "train",   "measure",     "error",   "plugins", "plots"};
 const std::vector<std::string> kProblemKeys{"batch", "heads",    "n",      "n_kv", "d_k",
                                             "d_v",   "head_dim", "causal", "scale"};
 const std::vector<std::string> kMethodKeys{"name", "label", "max_n", "passes", "threads"};
@@ -63,6 +64,7 @@ class Reader : private ValueReader {
     sweep.passes = passes(root, "");
     if (sweep.passes.empty()) sweep.passes.push_back({Pass::forward, root.place, "passes"});
     read_problem(root, &sweep.problem);
+    read_train(root, &sweep.train);
     read_options(root, "measure", measure_fields(), &sweep.measure);
     read_options(root, "error", error_fields(), &sweep.error);
     read_methods(root, &sweep.methods);
@@ -256,6 +258,17 @@ class Reader : private ValueReader {
       read_one(*node, section, field.spec.name, [&](const YamlNode& item, const std::string& path) {
         if (const auto value = value_of(item, path, field.spec)) field.set(*options, *value);
       });
+  }
+
+  // The options of the train pass; any of them may be a list.
+  void read_train(const YamlNode& root, std::vector<ParamAxis>* train) {
+    YamlNode none;
+    none.kind = YamlNode::Kind::map;
+    none.place = root.place;
+    const YamlNode* node = root.find("train");
+    if (node != nullptr && !expect_map(*node, "train")) node = nullptr;
+    *train =
+        read_params(node == nullptr ? none : *node, "train", "train", specs_of(train_fields()), {});
   }
 
   // ---- methods and tasks ----

@@ -1,6 +1,8 @@
 // A Sweep back into YAML, with every default written out.
 #include <fmt/core.h>
 
+#include <algorithm>
+
 #include "harness/sweep/config_sweep.h"
 
 namespace subquad {
@@ -44,6 +46,16 @@ std::string params_text(const std::vector<ParamAxis>& params) {
   for (const ParamAxis& axis : params)
     text += fmt::format(", {}: {}", axis.name, list(axis.values, scalar));
   return text;
+}
+
+bool trains(const Sweep& sweep) {
+  const auto has_train = [](const Axis<Pass>& passes) {
+    return std::any_of(passes.begin(), passes.end(),
+                       [](const Choice<Pass>& pass) { return pass.value == Pass::train; });
+  };
+  return has_train(sweep.passes) ||
+         std::any_of(sweep.methods.begin(), sweep.methods.end(),
+                     [&](const MethodSweep& method) { return has_train(method.passes); });
 }
 
 }  // namespace
@@ -92,6 +104,11 @@ std::string resolved_yaml(const Sweep& sweep) {
       real(m.max_spread), real(m.timeout_s), m.memory_limit_mb, m.pin);
   y += fmt::format("error:\n  max_gflop: {}\n  rows: {}\n  matrix_rows: {}\n  top_k: {}\n",
                    real(e.max_gflop), e.rows, e.matrix_rows, e.top_k);
+  if (trains(sweep)) {
+    y += "train:\n";
+    for (const ParamAxis& axis : sweep.train)
+      y += fmt::format("  {}: {}\n", axis.name, list(axis.values, scalar));
+  }
   if (!sweep.plugins.empty()) {
     y += "plugins:\n";
     for (const std::string& plugin : sweep.plugins) y += fmt::format("  - {}\n", quoted(plugin));

@@ -69,6 +69,7 @@ struct Sweep {
   ProblemSweep problem;
   std::vector<MethodSweep> methods;
   std::vector<TaskSweep> tasks;
+  std::vector<ParamAxis> train;  // every option of training, in the order of the schema
   MeasureOptions measure;
   ErrorOptions error;
   std::vector<std::string> plugins;  // absolute paths

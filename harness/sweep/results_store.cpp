@@ -12,6 +12,9 @@ namespace subquad {
 namespace {
 
 constexpr std::string_view kSamplesHeader = "cell_id,round,attempt,index,seconds\n";
+constexpr std::string_view kCurvesHeader =
+    "cell_id,round,attempt,step,train_loss,validation_loss,validation_accuracy,learning_rate,"
+    "seconds\n";
 
 // samples.csv holds nothing but five plain fields a line.
 void check_samples(const std::string& text, const std::string& path) {
@@ -64,7 +67,9 @@ std::string results_line(const RowFields& row) {
 }
 
 ResultsStore::ResultsStore(int directory_fd, const std::string& directory, const FileCalls& calls)
-    : results_(directory_fd, directory, "results.csv", Durability::power_loss, calls),
+    : directory_fd_(directory_fd),
+      directory_(directory),
+      results_(directory_fd, directory, "results.csv", Durability::power_loss, calls),
       samples_(directory_fd, directory, "samples.csv", Durability::process_death, calls) {
   cut_torn_tail(results_, directory_fd, directory);
   cut_torn_tail(samples_, directory_fd, directory);
@@ -99,7 +104,19 @@ void ResultsStore::cut_torn_tail(AppendFile& file, int directory_fd, const std::
                               file.path(), text.size() - keep));
 }
 
-void ResultsStore::append(const RowFields& row, const std::vector<double>& samples) {
+void ResultsStore::append_curve(const RowFields& row, const std::vector<std::string>& curve) {
+  AppendFile file(directory_fd_, directory_, "curves.csv", Durability::process_death);
+  cut_torn_tail(file, directory_fd_, directory_);
+  std::string lines = file.read().empty() ? std::string(kCurvesHeader) : "";
+  for (const std::string& line : curve)
+    lines += fmt::format("{},{},{},{}\n", row.at("cell_id"), row.at("round"), row.at("attempt"),
+                         single_line(line));
+  file.append(lines);
+  file.close();
+}
+
+void ResultsStore::append(const RowFields& row, const std::vector<double>& samples,
+                          const std::vector<std::string>& curve) {
   const std::string line = results_line(row);
   try {
     if (!samples.empty()) {
@@ -109,6 +126,7 @@ void ResultsStore::append(const RowFields& row, const std::vector<double>& sampl
                              row.at("attempt"), i, samples[i]);
       samples_.append(lines);
     }
+    if (!curve.empty()) append_curve(row, curve);
     results_.append(line);
   } catch (const StorageError& error) {
     throw UnsavedRow(error.what(), line);

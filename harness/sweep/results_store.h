@@ -35,12 +35,17 @@ class ResultsStore {
 
   // Appends the samples (seconds per call), then the row. The samples' loss when the power fails
   // is harmless, so only the row waits for the disk. UnsavedRow when it cannot be stored.
-  void append(const RowFields& row, const std::vector<double>& samples);
+  // `curve` are lines of curves.csv, a file that is there once a row has one.
+  void append(const RowFields& row, const std::vector<double>& samples,
+              const std::vector<std::string>& curve = {});
   void close();
 
  private:
+  void append_curve(const RowFields& row, const std::vector<std::string>& curve);
   void cut_torn_tail(AppendFile& file, int directory_fd, const std::string& directory);
 
+  int directory_fd_;
+  std::string directory_;
   AppendFile results_;
   AppendFile samples_;
   std::vector<RowFields> rows_;

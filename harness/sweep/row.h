@@ -110,6 +110,22 @@ inline constexpr Column kColumns[] = {
     {"bounded_by", "runner", "a;b, the oracles that bound the method"},
     {"line_crc", "runner",
      "CRC-32 of the line with this field empty, 8 hex digits; a damaged line is refused"},
+    // training
+    {"train_params", "runner", "train: a=1;b=2, every option"},
+    {"accuracy", "worker", "train: share of the test labels that have the largest logit"},
+    {"loss", "worker", "train: mean cross-entropy of the test labels, nats"},
+    {"bits", "worker", "train: the same in bits (per token, byte, pixel or sequence)"},
+    {"perplexity", "worker", "train: exp(loss)"},
+    {"evaluation", "worker", "train: on what, and with which weights"},
+    {"validation_accuracy", "worker", "train: at the last validation"},
+    {"validation_loss", "worker", "train: at the last validation, nats"},
+    {"best_accuracy", "worker", "train: highest of all validations"},
+    {"steps", "worker", "train: optimizer steps done"},
+    {"stopped", "worker", "train: why: steps, accuracy, patience, diverged"},
+    {"best_step", "worker", "train: step of the lowest validation loss"},
+    {"half_step", "worker", "train: first validation with an accuracy above 0.5"},
+    {"parameters", "worker", "train: learned numbers"},
+    {"floors", "worker", "train: trivial predictors of the task, name=value;..."},
 };
 
 }  // namespace subquad

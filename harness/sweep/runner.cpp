@@ -56,6 +56,7 @@ RowFields asked_columns(const Cell& cell, const Provenance& provenance) {
   }
   row["task"] = cell.task;
   row["task_params"] = to_string(cell.task_settings);
+  row["train_params"] = to_string(cell.train);
   row["pass"] = name(cell.pass);
   row["causal"] = p.causal ? "1" : "0";
   for (const auto& [column, size] : {std::pair{"batch", p.batch},
@@ -299,7 +300,7 @@ void Sweep::run_step(const Step& step) {
   row["status"] = name(result.status);
   row["reason"] = result.reason;
   row["wall_s"] = fmt::format("{:.4f}", end.wall_s);
-  store_.append(row, result.samples);
+  store_.append(row, result.samples, result.curve);
   status_[{id, step.round}] = result.status;
   if (result.status == Status::unstable) {
     std::string flags = row["flags"] + ";";

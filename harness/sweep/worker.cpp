@@ -12,6 +12,7 @@
 #include "harness/core/error.h"
 #include "harness/core/plugin.h"
 #include "harness/measure/life_cycle.h"
+#include "harness/measure/train_cell.h"
 
 namespace subquad {
 namespace {
@@ -24,6 +25,8 @@ void run(const Job& job, JobResult* result) {
   if (job.make_reference) {
     make_reference_file(job.cell, job.reference_path);
     result->status = Status::ok;
+  } else if (job.cell.pass == Pass::train) {
+    train_cell(job.cell, result);
   } else {
     measure_cell(job.cell, job.reference_path, result);
   }
@@ -40,6 +43,7 @@ void fail(JobResult* result, Status status, const std::string& reason) {
   result->status = status;
   result->reason = one_line(reason);
   result->samples.clear();
+  result->curve.clear();
 }
 
 bool write_all(int descriptor, const std::string& text) {

@@ -360,5 +360,6 @@ TEST_CASE("every column is documented in results/README.md", "[results]") {
     INFO(name(status));
     CHECK(page.find(fmt::format("| `{}` |", name(status))) != std::string::npos);
   }
-  CHECK(kColumns[std::size(kColumns) - 1].name == "line_crc");
+  // Rows of earlier versions begin with the same columns.
+  CHECK(kColumns[69].name == "line_crc");
 }

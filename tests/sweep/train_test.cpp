@@ -1,0 +1,164 @@
+// Training as a pass of a sweep: config, cells, rows, curves.
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+#include "harness/model/options.h"
+#include "harness/sweep/config.h"
+#include "harness/sweep/results_store.h"
+#include "harness/sweep/worker.h"
+
+using namespace subquad;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Folder {
+  std::string path = (fs::temp_directory_path() / "subquad_train_XXXXXX").string();
+  Folder() { REQUIRE(mkdtemp(path.data()) != nullptr); }
+  ~Folder() { fs::remove_all(path); }
+};
+
+std::string slurp(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+const std::string kConfig = R"(
+name: study
+threads: 1
+rounds: 1
+passes: [forward, train]
+seeds: [1, 2]
+problem: {batch: 8, n: 16, head_dim: [8, 16], causal: true}
+methods: [dense]
+tasks: [{name: mqar, vocabulary: 64, pairs: 2}]
+train: {layers: 1, conv: 3, mlp: 0, positions: none, learning_rate: [0.01, 0.001], steps: 6, warmup: 2, eval_every: 3, eval_examples: 16}
+)";
+
+Config loaded(const std::string& text, const std::vector<std::string>& overrides = {}) {
+  const Folder folder;
+  std::ofstream(folder.path + "/c.yaml") << text;
+  return load_config(folder.path + "/c.yaml", overrides);
+}
+
+Cell training(const std::string& filter = "learning_rate=0.01") {
+  const auto cells = filter_cells(loaded(kConfig, {"seeds=1", "problem.head_dim=8"}).cells,
+                                  "pass=train," + filter);
+  REQUIRE(cells.size() == 1);
+  return cells.front();
+}
+
+JobResult run(const Cell& cell) {
+  Job job;
+  job.cell = cell;
+  return run_job(job);
+}
+
+}  // namespace
+
+TEST_CASE("options of training multiply the train pass and no other", "[sweep][train]") {
+  const Config config = loaded(kConfig);
+  CHECK(filter_cells(config.cells, "pass=forward").size() == 4);
+  CHECK(filter_cells(config.cells, "pass=train").size() == 8);
+  CHECK(filter_cells(config.cells, "learning_rate=0.001").size() == 4);
+  for (const Cell& cell : config.cells) {
+    CHECK(cell.train.empty() == (cell.pass != Pass::train));
+    const Cell back = nlohmann::json::parse(nlohmann::json(cell).dump()).get<Cell>();
+    CHECK(back.id() == cell.id());
+    CHECK(back.train == cell.train);
+  }
+  const Config again = loaded(config.resolved_yaml);
+  REQUIRE(again.cells.size() == config.cells.size());
+  for (std::size_t i = 0; i < again.cells.size(); ++i)
+    CHECK(again.cells[i].id() == config.cells[i].id());
+  // An identity without training does not know of it.
+  const Config other = loaded(kConfig, {"train.steps=7"});
+  for (std::size_t i = 0; i < config.cells.size(); ++i)
+    CHECK((other.cells[i].id() == config.cells[i].id()) == (config.cells[i].pass != Pass::train));
+}
+
+TEST_CASE("every option of training has a key and a row in the documentation", "[sweep][train]") {
+  const std::string text = loaded(kConfig).resolved_yaml;
+  const std::string page = slurp(SUBQUAD_SOURCE_DIR "/configs/README.md");
+  for (const auto& field : train_fields()) {
+    INFO(field.spec.name);
+    CHECK(text.find("\n  " + field.spec.name + ": ") != std::string::npos);
+    CHECK(page.find("| `" + field.spec.name + "` |") != std::string::npos);
+  }
+}
+
+TEST_CASE("mistakes in the train section are errors with a place", "[sweep][train]") {
+  CHECK_THROWS_WITH(loaded(kConfig, {"train.lerning_rate=1"}),
+                    Catch::Contains("did you mean \"learning_rate\""));
+  CHECK_THROWS_WITH(loaded(kConfig, {"train.layers=-1"}), Catch::Contains("train.layers"));
+  CHECK_THROWS_WITH(loaded(kConfig, {"train.schedule=cosin"}), Catch::Contains("cosine"));
+  CHECK_THROWS_WITH(loaded(kConfig, {"train=[1]"}), Catch::Contains("train"));
+}
+
+TEST_CASE("a training run fills its columns and a curve", "[sweep][train]") {
+  const JobResult result = run(training());
+  INFO(result.reason);
+  REQUIRE(result.status == Status::ok);
+  for (const char* column :
+       {"accuracy", "loss", "bits", "perplexity", "evaluation", "steps", "tokens_per_s", "time_s",
+        "vm_hwm_bytes", "parameters", "floors", "validation_loss", "stopped"}) {
+    INFO(column);
+    CHECK(result.columns.contains(column));
+  }
+  CHECK(result.columns.at("steps") == "6");
+  const double loss = std::stod(result.columns.at("loss"));
+  CHECK(std::abs(std::stod(result.columns.at("bits")) - loss / std::log(2.0)) <= 1e-9);
+  CHECK(loss < 1.2 * std::log(64));
+  REQUIRE(result.curve.size() == 2);
+  CHECK(result.curve[0].substr(0, 2) == "3,");
+  const JobResult again = run(training());
+  CHECK(again.columns.at("loss") == result.columns.at("loss"));
+  CHECK(run(training("learning_rate=0.001")).columns.at("loss") != result.columns.at("loss"));
+  const JobResult sent = nlohmann::json::parse(nlohmann::json(result).dump()).get<JobResult>();
+  CHECK(sent.curve == result.curve);
+}
+
+TEST_CASE("what cannot be trained is unsupported", "[sweep][train]") {
+  Cell cell = training();
+  cell.task = "gaussian";
+  cell.task_settings.clear();
+  CHECK(run(cell).status == Status::unsupported);
+  cell = training();
+  cell.problem.n = cell.problem.n_kv = 17;  // mqar needs an even n
+  CHECK(run(cell).status == Status::unsupported);
+  cell = training();
+  cell.problem.n_kv = 32;
+  CHECK(run(cell).status == Status::unsupported);
+}
+
+TEST_CASE("curves are stored beside the rows", "[sweep][train]") {
+  const Folder folder;
+  const int descriptor = open(folder.path.c_str(), O_RDONLY | O_DIRECTORY);
+  REQUIRE(descriptor >= 0);
+  {
+    ResultsStore store(descriptor, folder.path);
+    const RowFields row{
+        {"cell_id", "0123456789abcdef"}, {"round", "0"}, {"attempt", "1"}, {"status", "ok"}};
+    store.append(row, {});
+    CHECK_FALSE(fs::exists(folder.path + "/curves.csv"));
+    store.append(row, {}, {"3,1.5,1.25,0.5,0.001,0.100", "6,1,1,0.75,0.001,0.200"});
+    std::ofstream(folder.path + "/curves.csv", std::ios::app) << "torn";
+    store.append(row, {}, {"9,1,1,1,0.001,0.300"});
+    store.close();
+  }
+  close(descriptor);
+  CHECK(slurp(folder.path + "/curves.csv") ==
+        "cell_id,round,attempt,step,train_loss,validation_loss,validation_accuracy,learning_rate,"
+        "seconds\n"
+        "0123456789abcdef,0,1,3,1.5,1.25,0.5,0.001,0.100\n"
+        "0123456789abcdef,0,1,6,1,1,0.75,0.001,0.200\n"
+        "0123456789abcdef,0,1,9,1,1,1,0.001,0.300\n");
+}
