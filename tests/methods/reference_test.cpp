@@ -16,6 +16,20 @@ std::vector<Settings> settings_of(const std::string& name) {
   if (name == "sliding_window")
     return {window(1, 0), window(2, 0), window(7, 3), window(64, 1), window(100, 70), {}};
   if (name == "topk_exact") return {{{"top_k", Index{1}}}, {{"top_k", Index{5}}}, {}};
+  if (name == "conv_basis") {
+    std::vector<Settings> all{{}};
+    for (const std::string segmentation : {"scan_causal", "first_k", "uniform", "band_merge"})
+      all.push_back({{"k", Index{5}}, {"segmentation", segmentation}});
+    all.push_back(
+        {{"segmentation", std::string("fixed")}, {"starts", std::string("0,1,9,30,128")}});
+    for (const std::string engine : {"shared", "local", "partitioned"})
+      all.push_back(
+          {{"k", Index{6}}, {"segmentation", std::string("uniform")}, {"engine", engine}});
+    all.push_back({{"probe", Index{1}}, {"k", Index{40}}});
+    all.push_back({{"representative", std::string("mean")}, {"k", Index{3}}});
+    all.push_back({{"gradient", std::string("plug_in")}, {"k", Index{4}}});
+    return all;
+  }
   if (name == "linear") return {{{"eps", 0.0}}, {{"eps", 1e-2}}, {}};
   return {{}};
 }
@@ -117,15 +131,17 @@ TEST_CASE("gradients equal the reference gradients", "[methods]") {
 TEST_CASE("gradients equal central differences of the references in double", "[methods]") {
   for (const auto& [name, reference] : reference::references()) {
     if (!Registry::instance().method(name).info.supports(Pass::backward)) continue;
-    const Settings settings = name == "sliding_window"
-                                  ? Settings{{"window", Index{3}}, {"sinks", Index{1}}}
-                              : name == "topk_exact" ? Settings{{"top_k", Index{3}}}
-                                                     : Settings{};
+    const Settings settings =
+        name == "sliding_window" ? Settings{{"window", Index{3}}, {"sinks", Index{1}}}
+        : name == "topk_exact"   ? Settings{{"top_k", Index{3}}}
+        : name == "conv_basis" ? Settings{{"k", Index{3}}, {"segmentation", std::string("uniform")}}
+                               : Settings{};
+    const bool cross = Registry::instance().method(name).info.cross_attention;
     for (const bool causal : {false, true}) {
       const Problem p{.batch = 2,
                       .heads = 2,
                       .n = 5,
-                      .n_kv = causal ? 7 : 5,
+                      .n_kv = causal && cross ? 7 : 5,
                       .d_k = 3,
                       .d_v = 4,
                       .causal = causal};

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "harness/core/params.h"
+#include "tests/reference/conv_basis.h"
 #include "tests/reference/linear_attention.h"
 #include "tests/reference/sliding_window.h"
 #include "tests/reference/softmax_attention.h"
@@ -27,6 +28,11 @@ inline const std::map<std::string, Reference>& references() {
         return softmax_attention_gradient(c, sees_everything(c), dout);
       }};
   static const std::map<std::string, Reference> all{
+      {"conv_basis",
+       {[](const Settings& s, const Call& c) { return conv_basis(ConvBasisRule::from(s), c); },
+        [](const Settings& s, const Call& c, const TensorD& dout) {
+          return conv_basis_gradient(ConvBasisRule::from(s), c, dout);
+        }}},
       {"dense", dense},
       {"dense_naive", dense},
       {"linear", {[](const Settings& s, const Call& c) {
