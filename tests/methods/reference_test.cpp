@@ -64,6 +64,20 @@ std::vector<Settings> settings_of(const std::string& name) {
         all.push_back({{"block", block}, {"stride", stride}, {"pattern", pattern}});
     return all;
   }
+  if (name == "conv_basis") {
+    std::vector<Settings> all{{}};
+    for (const std::string segmentation : {"scan_causal", "first_k", "uniform", "band_merge"})
+      all.push_back({{"k", Index{5}}, {"segmentation", segmentation}});
+    all.push_back(
+        {{"segmentation", std::string("fixed")}, {"starts", std::string("0,1,9,30,128")}});
+    for (const std::string engine : {"shared", "local", "partitioned"})
+      all.push_back(
+          {{"k", Index{6}}, {"segmentation", std::string("uniform")}, {"engine", engine}});
+    all.push_back({{"probe", Index{1}}, {"k", Index{40}}});
+    all.push_back({{"representative", std::string("mean")}, {"k", Index{3}}});
+    all.push_back({{"gradient", std::string("plug_in")}, {"k", Index{4}}});
+    return all;
+  }
   return {{}};
 }
 
@@ -71,6 +85,7 @@ std::vector<Settings> settings_of(const std::string& name) {
 Settings small_settings(const std::string& name) {
   if (name == "sliding_window") return {{"window", Index{3}}, {"sinks", Index{1}}};
   if (name == "topk_exact") return {{"top_k", Index{3}}};
+  if (name == "conv_basis") return {{"k", Index{3}}, {"segmentation", std::string("uniform")}};
   if (name == "longformer") return {{"half_window", Index{1}}, {"global_tokens", Index{1}}};
   if (name == "bigbird") return {{"block", Index{1}}, {"random_blocks", Index{1}}};
   if (name == "block_sparse") return {{"block", Index{2}}, {"stride", Index{2}}};

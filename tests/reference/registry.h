@@ -6,6 +6,7 @@
 
 #include "harness/core/params.h"
 #include "tests/reference/block_patterns.h"
+#include "tests/reference/conv_basis.h"
 #include "tests/reference/linear_attention.h"
 #include "tests/reference/oracles.h"
 #include "tests/reference/sliding_window.h"
@@ -69,6 +70,11 @@ inline const std::map<std::string, Reference>& references() {
          return matrix_attention(
              c, column_sampling_matrix(c, integer(s, "samples"), std::get<bool>(s.at("values"))));
        }}},
+      {"conv_basis",
+       {[](const Settings& s, const Call& c) { return conv_basis(ConvBasisRule::from(s), c); },
+        [](const Settings& s, const Call& c, const TensorD& dout) {
+          return conv_basis_gradient(ConvBasisRule::from(s), c, dout);
+        }}},
       {"dense", dense},
       {"dense_naive", dense},
       {"linear",

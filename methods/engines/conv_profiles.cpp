@@ -1,0 +1,140 @@
+#include "methods/engines/conv_profiles.h"
+
+#include <limits>
+
+#include "harness/core/parallel.h"
+
+namespace subquad {
+namespace {
+
+constexpr Index kQueries = 64;  // of a tile; with kColumns small enough for Eigen's stack buffers
+constexpr Index kColumns = 32;
+constexpr Index kChunk = 1024;  // rows whose normalisers are found together
+
+Index tile_values(Index d_k) { return kQueries * d_k + kQueries * kColumns; }
+
+}  // namespace
+
+template <class T>
+double ConvProfiles<T>::bytes(Index, Index d_k, Index max_segments, bool causal) {
+  return static_cast<double>(sizeof(T)) *
+             static_cast<double>((causal ? 1 : 2) * max_segments * d_k +
+                                 thread_count() * tile_values(d_k)) +
+         8.0 * static_cast<double>(max_segments + thread_count() * 2 * kChunk);
+}
+
+template <class T>
+void ConvProfiles<T>::prepare(Index, Index d_k, Index max_segments, bool causal) {
+  d_k_ = d_k;
+  keys_ = AlignedArray<T>((causal ? 1 : 2) * max_segments * d_k);
+  largest_ = AlignedArray<double>(max_segments);
+  threads_ = 0;
+  grow_scratch();
+}
+
+template <class T>
+void ConvProfiles<T>::grow_scratch() {
+  if (threads_ >= thread_count()) return;
+  threads_ = thread_count();
+  tiles_ = AlignedArray<T>(threads_ * tile_values(d_k_));
+  changes_ = AlignedArray<double>(threads_ * 2 * kChunk);
+}
+
+template <class T>
+void ConvProfiles<T>::logits(const float* q, const float* k, double scale, ConvKernels<T>* w) {
+  grow_scratch();
+  const Index n = w->n(), count = w->count(), sides = w->causal() ? 1 : 2;
+  for (Index side = 0; side < sides; ++side)
+    for (Index i = 0; i < count; ++i) {
+      const float* from = k + column(*w, i, side == 1) * d_k_;
+      T* to = keys_.data() + (side * count + i) * d_k_;
+      for (Index c = 0; c < d_k_; ++c) to[c] = static_cast<T>(scale * static_cast<double>(from[c]));
+    }
+  using Map = Eigen::Map<MatrixT<T>>;
+  parallel_for((n + kQueries - 1) / kQueries, [&](Index item, int thread) {
+    const Index first = item * kQueries, rows = std::min(kQueries, n - first);
+    T* data = tiles_.data() + thread * tile_values(d_k_);
+    Map queries(data, rows, d_k_);
+    queries = ConstMatrixMap(q + first * d_k_, rows, d_k_).template cast<T>();
+    for (Index side = 0; side < sides; ++side)
+      for (Index i0 = 0; i0 < count; i0 += kColumns) {
+        const Index columns = std::min(kColumns, count - i0);
+        // Positive lags exist from the segment on, negative ones up to its last column.
+        if (side == 0 && w->start(i0) >= first + rows) break;
+        if (side == 1 && column(*w, i0 + columns - 1, true) <= first) continue;
+        Map products(data + kQueries * d_k_, columns, rows);
+        const Map keys(keys_.data() + (side * count + i0) * d_k_, columns, d_k_);
+        products.noalias() = keys * queries.transpose();
+        for (Index i = i0; i < i0 + columns; ++i) {
+          const Index j = column(*w, i, side == 1);
+          const Index begin = side == 0 ? std::max(first, j) : first;
+          const Index end = side == 0 ? first + rows : std::min(first + rows, j);
+          if (begin >= end) continue;
+          const T* from = products.data() + (i - i0) * rows - first;
+          std::copy(from + begin, from + end, w->profile(i) + (begin - j));
+        }
+      }
+  });
+}
+
+template <class T>
+void ConvProfiles<T>::exponentiate(ConvKernels<T>* w) {
+  using Map = Eigen::Map<Eigen::Array<T, Eigen::Dynamic, 1>>;
+  const auto values = [&](Index i) {
+    return Map(w->profile(i) + w->lowest(i), w->highest(i) - w->lowest(i) + 1);
+  };
+  parallel_for(w->count(), [&](Index i, int) {
+    T largest = -std::numeric_limits<T>::infinity();
+    const auto x = values(i);
+    for (Index l = 0; l < x.size(); ++l) largest = x[l] > largest ? x[l] : largest;  // skips NaN
+    largest_[i] = static_cast<double>(largest);
+  });
+  const double shift = *std::max_element(largest_.data(), largest_.data() + w->count());
+  parallel_for(w->count(), [&](Index i, int) {
+    auto x = values(i);
+    x = (x - static_cast<T>(shift)).exp();
+  });
+}
+
+template <class T>
+void ConvProfiles<T>::normalizers(const ConvKernels<T>& w, double* sums, double* rounding) {
+  grow_scratch();
+  const Index n = w.n();
+  parallel_for((n + kChunk - 1) / kChunk, [&](Index item, int thread) {
+    const Index first = item * kChunk, last = std::min(n, first + kChunk);
+    double* change = changes_.data() + thread * 2 * kChunk;  // of D from row to row
+    double* touched = change + kChunk;                       // sum of what entered and left
+    std::fill_n(change, 2 * kChunk, 0.0);
+    double sum = 0;
+    for (Index i = 0; i < w.count(); ++i) {
+      const T* profile = w.profile(i);
+      if (w.causal() && w.start(i) >= last) break;
+      for (Index lag = std::max(first - w.end(i) + 1, w.lowest(i)); lag <= first - w.start(i);
+           ++lag)
+        sum += static_cast<double>(profile[lag]);
+      const auto from = [&](Index j) { return std::max(first + 1, w.causal() ? j : first + 1); };
+      const T* entering = profile - w.start(i);
+      for (Index t = from(w.start(i)); t < last; ++t) {
+        change[t - first] += static_cast<double>(entering[t]);
+        touched[t - first] += static_cast<double>(entering[t]);
+      }
+      const T* leaving = profile - w.end(i);
+      for (Index t = from(w.end(i)); t < last; ++t) {
+        change[t - first] -= static_cast<double>(leaving[t]);
+        touched[t - first] += static_cast<double>(leaving[t]);
+      }
+    }
+    double total = sum;
+    for (Index t = first; t < last; ++t) {
+      sum += change[t - first];
+      total += touched[t - first];
+      sums[t] = sum;
+      rounding[t] = 4 * std::numeric_limits<double>::epsilon() * total;
+    }
+  });
+}
+
+template class ConvProfiles<float>;
+template class ConvProfiles<double>;
+
+}  // namespace subquad
