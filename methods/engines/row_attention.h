@@ -48,23 +48,6 @@ template <class Rows>
   if constexpr (Rows::kAhead > 0) __builtin_prefetch(p + Rows::kAhead);
 }
 
-// Lane i of the result is the sum of the lanes of v[i]: log2(kLanes) rounds that halve the number
-// of vectors.
-inline Vec sum_each(Vec* v) {
-  for (int step = 1; step < kLanes; step *= 2) {
-    IntVec keep{}, cross{};
-    for (int i = 0; i < kLanes; ++i) {
-      const bool second = (i & step) != 0;
-      keep[i] = second ? kLanes + i : i;
-      cross[i] = second ? kLanes + (i ^ step) : i ^ step;
-    }
-    for (int i = 0; i < kLanes; i += 2 * step)
-      v[i] =
-          __builtin_shuffle(v[i], v[i + step], keep) + __builtin_shuffle(v[i], v[i + step], cross);
-  }
-  return v[0];
-}
-
 // q is prepared once: its last vector is zero where it overlaps the one before.
 class RowQuery {
  public:
@@ -112,7 +95,7 @@ class RowQuery {
       }
       if (c < d_) sum[i] += load(p + d_ - kLanes) * load(tail_);
     }
-    return sum_each(sum);
+    return reduce_each(sum, [](Vec a, Vec b) { return a + b; });
   }
 
   const float* q_;
@@ -190,8 +173,8 @@ inline Part attend_rows(const RowQuery& q, const Keys& key, const Values& value,
   if (count == 0) return part;
   q.score(key, count, weights);
   const Bounds whole = mask_row(weights, {0, count}, nullptr, -kInfinity);
-  part.max = row_max(weights, whole);
-  part.sum = exponentiate(weights, whole, part.max);
+  part.max = horizontal_max(row_max(weights, whole));
+  part.sum = horizontal_sum(exponentiate(weights, whole, part.max));
   add_weighted_rows(weights, value, count, d_v, out);
   return part;
 }

@@ -110,7 +110,8 @@ inline Bounds mask_row(float* row, Bounds b, const float* bias, float outside) {
   return whole;
 }
 
-inline float row_max(const float* row, Bounds whole) {
+// The largest of every lane; whole vectors, at least one.
+inline Vec row_max(const float* row, Bounds whole) {
   Vec m0 = load(row + whole.lo), m1 = m0, m2 = m0, m3 = m0;
   Index j = whole.lo;
   for (; j + 4 * kLanes <= whole.hi; j += 4 * kLanes) {
@@ -120,11 +121,11 @@ inline float row_max(const float* row, Bounds whole) {
     m3 = max(m3, load(row + j + 3 * kLanes));
   }
   for (; j < whole.hi; j += kLanes) m0 = max(m0, load(row + j));
-  return horizontal_max(max(max(m0, m1), max(m2, m3)));
+  return max(max(m0, m1), max(m2, m3));
 }
 
-// row = 2^(row - shift); returns the sum.
-inline float exponentiate(float* row, Bounds whole, float shift) {
+// row = 2^(row - shift); returns the sum of every lane.
+inline Vec exponentiate(float* row, Bounds whole, float shift) {
   const Vec s = broadcast(shift);
   Vec sum0{}, sum1{};
   Index j = whole.lo;
@@ -145,7 +146,7 @@ inline float exponentiate(float* row, Bounds whole, float shift) {
     store(row + j, e);
     sum0 += e;
   }
-  return horizontal_sum(sum0 + sum1);
+  return sum0 + sum1;
 }
 
 }  // namespace subquad::engine

@@ -24,6 +24,7 @@ inline constexpr int kRegisters = 16;
 #endif
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef std::int32_t IntVec __attribute__((vector_size(kLanes * 4)));
 typedef std::uint32_t BitVec __attribute__((vector_size(kLanes * 4)));
 
 inline Vec load(const float* p) {  // any alignment
@@ -34,6 +35,26 @@ inline Vec load(const float* p) {  // any alignment
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 inline Vec broadcast(float x) { return x - Vec{}; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+// Lane i of the result is combine(all lanes of v[i]): log2(kLanes) rounds that halve the number of
+// vectors. v [kLanes] is overwritten.
+template <class Combine>
+[[gnu::always_inline]] inline Vec reduce_each(Vec* v, Combine combine) {
+#pragma GCC unroll 8
+  for (int step = 1; step < kLanes; step *= 2) {
+    IntVec keep{}, cross{};
+    for (int i = 0; i < kLanes; ++i) {
+      const bool second = (i & step) != 0;
+      keep[i] = second ? kLanes + i : i;
+      cross[i] = second ? kLanes + (i ^ step) : i ^ step;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i += 2 * step)
+      v[i] = combine(__builtin_shuffle(v[i], v[i + step], keep),
+                     __builtin_shuffle(v[i], v[i + step], cross));
+  }
+  return v[0];
+}
 
 inline float horizontal_max(Vec v) {
   float lanes[kLanes];

@@ -213,9 +213,14 @@ void TiledAttention::forward_tile(const Head& h, Index bh, Tile tile_of_rows, Sc
     std::fill_n(scratch.q + rows * p.d_k, (kTileRows - rows) * p.d_k, 0.0f);
     q = scratch.q;
   }
-  float maximum[kTileRows], sum[kTileRows];
+  // Lanes are summed at the end, and maxima of kLanes rows reduced together: horizontal steps cost
+  // as much as two vectors of exponentials each.
+  constexpr Index kReduced = (kTileRows + kLanes - 1) / kLanes * kLanes;
+  float maximum[kTileRows], largest[kReduced];
+  Vec sum[kTileRows], lanes[kReduced];
+  Bounds whole[kTileRows];
   std::fill_n(maximum, kTileRows, -kInfinity);
-  std::fill_n(sum, kTileRows, 0.0f);
+  std::fill_n(sum, kTileRows, Vec{});
   std::fill_n(scratch.out, kTileRows * wide_v_, 0.0f);
 
   Bounds bounds[kTileRows];
@@ -227,32 +232,39 @@ void TiledAttention::forward_tile(const Head& h, Index bh, Tile tile_of_rows, Sc
       if (tile.lo >= tile.hi) continue;
       score_product(q, p.d_k, p.d_k, h.key_panels + j0 / kPanel * p.d_k * kPanel, bounds, kTileRows,
                     scratch.scores, kTileKeys);
+      std::fill_n(lanes, kReduced, broadcast(-kInfinity));
       for (Index r = 0; r < rows; ++r) {
         if (bounds[r].lo >= bounds[r].hi) continue;
         float* const row = scratch.scores + r * kTileKeys;
-        const Bounds whole =
-            mask_row(row, bounds[r], h.bias == nullptr ? nullptr : h.bias + j0, -kInfinity);
-        const float largest = std::max(maximum[r], row_max(row, whole));
-        if (largest > maximum[r]) {
-          const float factor = std::exp2(maximum[r] - largest);
+        whole[r] = mask_row(row, bounds[r], h.bias == nullptr ? nullptr : h.bias + j0, -kInfinity);
+        lanes[r] = row_max(row, whole[r]);
+      }
+      for (Index r = 0; r < kReduced; r += kLanes)
+        store(largest + r, reduce_each(lanes + r, [](Vec a, Vec b) { return max(a, b); }));
+      for (Index r = 0; r < rows; ++r) {
+        if (bounds[r].lo >= bounds[r].hi) continue;
+        if (largest[r] > maximum[r]) {
+          const float factor = std::exp2(maximum[r] - largest[r]);
           sum[r] *= factor;
           for (Index c = 0; c < wide_v_; c += kLanes)
             store(scratch.out + r * wide_v_ + c, load(scratch.out + r * wide_v_ + c) * factor);
-          maximum[r] = largest;
+          maximum[r] = largest[r];
         }
         // With every key masked so far the weights are zero; the shape of the product stays the
         // same, since its rounding must not depend on values.
-        sum[r] += exponentiate(row, whole, maximum[r] == -kInfinity ? 0.0f : maximum[r]);
+        sum[r] += exponentiate(scratch.scores + r * kTileKeys, whole[r],
+                               maximum[r] == -kInfinity ? 0.0f : maximum[r]);
       }
       weighted_rows(scratch.scores, kTileKeys, bounds, kTileRows, h.values + j0 * wide_v_, wide_v_,
                     scratch.out);
     }
   });
   for (Index r = 0; r < rows; ++r) {
-    const bool empty = maximum[r] == -kInfinity && sum[r] == 0;
-    const float factor = empty ? 0.0f : 1.0f / sum[r];
+    const float total = horizontal_sum(sum[r]);
+    const bool empty = maximum[r] == -kInfinity && total == 0;
+    const float factor = empty ? 0.0f : 1.0f / total;
     for (Index c = 0; c < p.d_v; ++c) out[r * p.d_v + c] = scratch.out[r * wide_v_ + c] * factor;
-    if (lse != nullptr) lse[r] = empty ? -kInfinity : kLn2 * (maximum[r] + std::log2(sum[r]));
+    if (lse != nullptr) lse[r] = empty ? -kInfinity : kLn2 * (maximum[r] + std::log2(total));
   }
 }
 
