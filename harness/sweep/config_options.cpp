@@ -16,7 +16,7 @@ const std::vector<Field<MeasureOptions>>& measure_fields() {
       param("warmup_s", &M::warmup_s, {0, 3600}, "untimed calls before the first sample"),
       param("input_sets", &M::input_sets, {1, 64}, "pre-made inputs that timed calls rotate over"),
       param("decode_tokens", &M::decode_tokens, {1, 1 << 24}, "decode: tokens timed at the end"),
-      param("max_spread", &M::max_spread, {0, 1000}, "spread above which a row is unstable"),
+      param("max_spread", &M::max_spread, {0, 1000}, "uncertainty of the median above which a row is unstable"),
       param("timeout_s", &M::timeout_s, {0.001, 1e7}, "wall time of the whole worker"),
       param("memory_limit_mb", &M::memory_limit_mb, {0, 1 << 30},
             "address space of the worker; 0 = 90 % of the free memory"),
