@@ -59,10 +59,12 @@ std::vector<Doubt> doubts(const std::vector<double>& samples, Index iterations, 
   std::vector<Doubt> list;
   if (!samples.empty()) {
     const double middle = median(samples);
-    const double spread = relative_spread(samples);
-    if (!(spread <= max_spread))
-      list.push_back(
-          {"spread", fmt::format("spread {:.3g} above {:.3g}", spread, max_spread), true});
+    const double uncertainty = median_uncertainty(samples);
+    if (!(uncertainty <= max_spread))
+      list.push_back({"spread",
+                      fmt::format("the samples tell the median to within {:.3g} %, limit {:.3g} %",
+                                  100 * uncertainty, 100 * max_spread),
+                      true});
     const double sample_s = middle * static_cast<double>(iterations);
     if (!(sample_s >= kMinSample))
       list.push_back({"short_samples", fmt::format("a sample lasts {:.2g} s", sample_s), false});

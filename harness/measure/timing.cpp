@@ -137,10 +137,9 @@ Timing time_calls(const TimedCall& timed, const TimingOptions& options) {
   const bool manual = static_cast<bool>(timed.before_call);
   const auto start = Clock::now();
   run_repetitions(loop, options, manual, options.iterations, collector);
-  // A short disturbance can fill two of five samples; it cannot fill ten of twenty. What is spread
-  // for good stays so.
+  // Few samples on a disturbed machine do not tell the median; more of them do, unless it drifts.
   const double first_s = seconds(Clock::now() - start);
-  for (int more = 1; more <= kMaxMore && relative_spread(timing.samples) > options.max_spread &&
+  for (int more = 1; more <= kMaxMore && median_uncertainty(timing.samples) > options.max_spread &&
                      more * first_s <= kMaxMoreTime;
        ++more)
     run_repetitions(loop, options, manual, timing.iterations, collector);

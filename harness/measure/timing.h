@@ -16,9 +16,8 @@ struct TimingOptions {
   double warmup_s = 0;      // untimed calls before the first repetition, at least one when > 0
   int repetitions = 5;
   Index iterations = 0;  // calls per repetition; 0 = found from min_time_s. Then no warm-up.
-  // While the interquartile range over the median is above this, as many repetitions again are
-  // taken, at most three times and within about two seconds. All samples count; none is thrown
-  // away.
+  // While median_uncertainty of the samples is above this, as many repetitions again are taken, at
+  // most three times and within about two seconds. All samples count; none is thrown away.
   double max_spread = std::numeric_limits<double>::infinity();
 };
 

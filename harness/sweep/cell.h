@@ -19,7 +19,7 @@ struct MeasureOptions {
   double warmup_s = 0.02;     // untimed calls before the first sample
   int input_sets = 3;         // pre-made inputs that timed calls rotate over
   Index decode_tokens = 64;   // decode: the last tokens of the history are timed
-  double max_spread = 0.1;    // relative spread of the samples above which a row is `unstable`
+  double max_spread = 0.1;    // uncertainty of the median above which a row is `unstable`
   double timeout_s = 120;     // wall time of the whole worker
   Index memory_limit_mb = 0;  // address space of the worker; 0 = 90 % of the free memory
   bool pin = false;           // bind the worker's threads to cores 0 .. threads-1

@@ -5,6 +5,7 @@
 // of threads that are started and joined, which the sanitizer understands, and which order memory
 // as the start and the end of a parallel region do. Slow, and only for that: loops with the
 // schedules dynamic and static.
+#include <omp.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -105,6 +106,5 @@ int omp_get_num_procs() { return processors(); }
 int omp_in_parallel() { return team != nullptr && team->size > 1 ? 1 : 0; }
 void omp_set_num_threads(int count) { max_threads = count; }
 void omp_set_dynamic(int) {}
-int omp_get_proc_bind() { return 0; }
 
 }  // extern "C"
