@@ -31,6 +31,7 @@ class CausalCopy final : public SequenceTask {
 
   // A random symbol, and the separator at its place; of all labels, averaged over the lengths.
   std::vector<Floor> floors(Index n, Seed) const override {
+    if (n < kShortest) refuse("n={}, expected at least {}", n, kShortest);
     double right = 0, labels = 0;
     for (Index m = n / 4; m < (n - 1) / 2; ++m) {
       right += 1 + static_cast<double>(m) / static_cast<double>(params_.symbols);

@@ -32,6 +32,24 @@ namespace {
   return bytes;
 }
 
+// Paths of the files in a folder whose names end in `extension`, sorted. UserError where it cannot
+// be read.
+[[maybe_unused]] std::vector<std::string> files_in(const std::string& owner,
+                                                   const std::string& folder,
+                                                   const std::string& extension,
+                                                   const std::string& hint) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  if (!fs::is_directory(folder, error))
+    throw UserError(fmt::format("{}: {}: not a directory; {}", owner, folder, hint));
+  std::vector<std::string> names;
+  for (fs::directory_iterator at(folder, error), end; !error && at != end; at.increment(error))
+    if (at->path().extension() == extension) names.push_back(at->path().string());
+  if (error) throw UserError(fmt::format("{}: {}: {}", owner, folder, error.message()));
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
 // Calls body(line, number) for every line, numbered from 1, without its LF or CRLF. A last line
 // without an end counts; an empty one after the last end does not.
 template <class Body>

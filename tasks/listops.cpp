@@ -240,6 +240,7 @@ const RegisterTask<ListOps, Params> kRegistration{
          {"token ids: 0 pads, 1 to 10 are the digits, then [MIN, [MAX, [MED, [SM and ]; brackets "
           "of "
           "the text form are no tokens",
+          "expressions of a file that are longer than n are cut",
           "preset auto: lra from n = 1999, mid from 499, else mini, cut to n below 127",
           "labels are not uniform and the root operator alone is right in more than a third: read "
           "the floors",

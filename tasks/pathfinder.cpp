@@ -29,17 +29,11 @@ constexpr const char* kHint = "without path: images are generated";
 // The images that the metadata of a folder name, in the order of its sorted files.
 Images read_folder(const std::string& path) {
   namespace fs = std::filesystem;
-  std::error_code error;
-  const fs::path metadata = fs::path(path) / "metadata";
-  if (!fs::is_directory(metadata, error))
-    throw UserError(fmt::format("pathfinder: {}: not a directory; {}", metadata.string(), kHint));
-  std::vector<fs::path> files;
-  for (const fs::directory_entry& entry : fs::directory_iterator(metadata))
-    if (entry.path().extension() == ".npy") files.push_back(entry.path());
-  std::sort(files.begin(), files.end());
+  const std::string metadata = (fs::path(path) / "metadata").string();
+  const std::vector<std::string> files = files_in("pathfinder", metadata, ".npy", kHint);
   Images out;
-  for (const fs::path& file : files) {
-    const std::string text = read_file("pathfinder", file.string());
+  for (const std::string& file : files) {
+    const std::string text = read_file("pathfinder", file);
     for_lines(text, [&](std::string_view line, Index number) {
       std::vector<std::string> fields;
       for (std::size_t at = 0; at < line.size();) {
@@ -53,7 +47,7 @@ Images read_folder(const std::string& path) {
         throw UserError(
             fmt::format("pathfinder: {}:{}: got \"{}\", expected folder, file name, "
                         "number and label 0 or 1",
-                        file.string(), number, excerpt(line)));
+                        file, number, excerpt(line)));
       const std::string image = (fs::path(path) / fields[0] / fields[1]).string();
       const std::string bytes = read_file("pathfinder", image);
       if (bytes.empty()) return;
@@ -69,7 +63,7 @@ Images read_folder(const std::string& path) {
       ++out.count;
     });
   }
-  require_rows("pathfinder", metadata.string(), out.count);
+  require_rows("pathfinder", metadata, out.count);
   return out;
 }
 

@@ -12,11 +12,19 @@ namespace subquad {
 inline Settings runnable(const std::string& task) {
   const std::string fixtures = SUBQUAD_SOURCE_DIR "/tests/fixtures/";
   if (task == "npy") return {{"dir", fixtures + "npy/layers"}};
+  if (task == "byte_text") return {{"path", fixtures + "labelled/reviews.csv"}};
+  if (task == "byte_retrieval") return {{"path", fixtures + "labelled/pairs.tsv"}};
+  if (task == "id_text") return {{"path", fixtures + "labelled/ids"}};
+  if (task == "pixel_image")
+    return {{"path", fixtures + "pathfinder/len14-images-idx3-ubyte"},
+            {"labels", fixtures + "pathfinder/len14-labels-idx1-ubyte"}};
   return {};
 }
 
 // A short sequence length that the task's tokens take.
-inline Index token_length(const std::string& task) { return task == "pathfinder" ? 256 : 64; }
+inline Index token_length(const std::string& task) {
+  return task == "pathfinder" ? 256 : task == "pixel_image" ? 1024 : 64;
+}
 
 struct ExampleView {
   const std::int32_t* x;  // [inputs, n, tokens_per_position]
