@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "harness/core/types.h"
 
@@ -61,32 +62,45 @@ inline void store_part(T* p, Vec<T> v, Index count) {
 template <class T>
 using LaneMask = typename VectorOf<T>::int_type;
 
-// Sum of all lanes, by halves.
+// Written as literals, lane by lane: g++ 12 would fill a mask from a loop at run time.
+template <class T, int STEP, std::size_t... I>
+inline LaneMask<T> swap_mask(std::index_sequence<I...>) {
+  return LaneMask<T>{(static_cast<int>(I) ^ STEP)...};
+}
+template <class T, int STEP, std::size_t... I>
+inline LaneMask<T> low_mask(std::index_sequence<I...>) {
+  return LaneMask<T>{((static_cast<int>(I) & STEP) == 0
+                          ? static_cast<int>(I)
+                          : kLanes<T> + static_cast<int>(I) - STEP)...};
+}
+template <class T, int STEP, std::size_t... I>
+inline LaneMask<T> high_mask(std::index_sequence<I...>) {
+  return LaneMask<T>{((static_cast<int>(I) & STEP) == 0 ? static_cast<int>(I) + STEP
+                                                        : kLanes<T> + static_cast<int>(I))...};
+}
 template <class T>
+using Lanes = std::make_index_sequence<static_cast<std::size_t>(kLanes<T>)>;
+
+// Sum of all lanes, by halves.
+template <class T, int STEP = kLanes<T> / 2>
 inline T sum_lanes(Vec<T> v) {
-#pragma GCC unroll 4
-  for (int width = kLanes<T> / 2; width > 0; width /= 2) {
-    LaneMask<T> other{};
-    for (int i = 0; i < kLanes<T>; ++i) other[i] = i ^ width;
-    v += __builtin_shuffle(v, other);
+  v += __builtin_shuffle(v, swap_mask<T, STEP>(Lanes<T>{}));
+  if constexpr (STEP > 1) {
+    return sum_lanes<T, STEP / 2>(v);
+  } else {
+    return v[0];
   }
-  return v[0];
 }
 
 // v[i] lane j <-> v[j] lane i.
 template <class T, int STEP = kLanes<T> / 2>
 [[gnu::always_inline]] inline void transpose(Vec<T> (&v)[kLanes<T>]) {
-  LaneMask<T> low{}, high{};  // lanes of (v[i], v[i + STEP]) that come to v[i] and v[i + STEP]
-  for (int i = 0; i < kLanes<T>; ++i) {
-    low[i] = (i & STEP) == 0 ? i : kLanes<T> + i - STEP;
-    high[i] = (i & STEP) == 0 ? i + STEP : kLanes<T> + i;
-  }
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes<T>; ++i) {
     if ((i & STEP) != 0) continue;
     const Vec<T> a = v[i], b = v[i + STEP];
-    v[i] = __builtin_shuffle(a, b, low);
-    v[i + STEP] = __builtin_shuffle(a, b, high);
+    v[i] = __builtin_shuffle(a, b, low_mask<T, STEP>(Lanes<T>{}));
+    v[i + STEP] = __builtin_shuffle(a, b, high_mask<T, STEP>(Lanes<T>{}));
   }
   if constexpr (STEP > 1) transpose<T, STEP / 2>(v);
 }

@@ -34,7 +34,26 @@ std::vector<Cell> select_shard(const std::vector<Cell>& cells, int index, int co
   return selected;
 }
 
+namespace {
+
+// Six operations per parameter and token, and attention as if it were dense.
+double estimated_training(const Cell& cell) {
+  constexpr double kRate = 4e10;  // operations per second and thread: a guess, within a factor 3
+  const auto count = [&](const char* key) {
+    return static_cast<double>(std::get<Index>(cell.train.at(key)));
+  };
+  const Problem& p = cell.problem;
+  const double d = count("d_model") > 0 ? count("d_model") : static_cast<double>(p.heads * p.d_v);
+  const double mlp = std::get<double>(cell.train.at("mlp"));
+  const double per_token =
+      count("layers") * ((4 + 2 * mlp) * d * d + 2 * static_cast<double>(p.n) * d);
+  return 6 * count("steps") * static_cast<double>(p.batch * p.n) * per_token / kRate / cell.threads;
+}
+
+}  // namespace
+
 double estimated_seconds(const Cell& cell) {
+  if (cell.pass == Pass::train && !cell.train.empty()) return estimated_training(cell);
   constexpr double kProcess =
       0.03;  // start, inputs, check and end of a worker, measured on small n
   return kProcess + cell.measure.warmup_s + cell.measure.repetitions * cell.measure.min_time_s;

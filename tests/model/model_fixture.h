@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "harness/autodiff/attention.h"
+#include "harness/core/parallel.h"
 #include "harness/core/random.h"
 #include "harness/model/trainer.h"
 
@@ -94,6 +95,12 @@ inline TrainSetup toy_setup(const Task& task, const std::string& method = "dense
   setup.identity = "toy";
   return setup;
 }
+
+struct Threads {
+  int before = omp_get_max_threads();
+  explicit Threads(int count) { omp_set_num_threads(count); }
+  ~Threads() { omp_set_num_threads(before); }
+};
 
 inline const LabelSpec kToyTokens{LabelKind::per_token, 11, 11, 1};
 inline const LabelSpec kToyClasses{LabelKind::per_sequence, 11, 2, 1};

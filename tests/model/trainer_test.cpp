@@ -25,12 +25,6 @@ struct TemporaryFolder {
   ~TemporaryFolder() { fs::remove_all(path); }
 };
 
-struct Threads {
-  int before = omp_get_max_threads();
-  explicit Threads(int count) { omp_set_num_threads(count); }
-  ~Threads() { omp_set_num_threads(before); }
-};
-
 std::vector<float> weights_after(const TrainSetup& setup, Index steps) {
   TrainState state(setup);
   for (Index step = 1; step <= steps; ++step)
@@ -65,6 +59,7 @@ TEST_CASE("weights are the same to the bit for any number of threads", "[model]"
 }
 
 TEST_CASE("training learns, and the same seed gives the same curve", "[model]") {
+  const Threads threads(1);  // steps this small gain nothing from more
   const ToyTask task(kToyTokens);
   TrainSetup setup = toy_setup(task);
   setup.options.steps = 400;
@@ -85,13 +80,13 @@ TEST_CASE("a run that was killed at any step goes on to the same curve", "[model
   const ToyTask task(kToyTokens);
   TrainSetup setup = toy_setup(task);
   setup.options.checkpoint_every = 3;
+  const Threads threads(1);
   const TrainReport whole = train(setup, {}, {});
   for (const Index kill_at : {2, 10, 11, 37}) {
     const TemporaryFolder folder;
     const pid_t child = fork();
     REQUIRE(child >= 0);
     if (child == 0) {  // one thread: an OpenMP team does not survive fork
-      omp_set_num_threads(1);
       train(setup, {folder.path.string(), true}, [&](const TrainProgress& p) {
         if (p.step == kill_at) raise(SIGKILL);
       });
@@ -127,16 +122,11 @@ TEST_CASE("a checkpoint of another run or a damaged one is refused", "[model]") 
 TEST_CASE("a diverging run stops and says so", "[model]") {
   const ToyTask task(kToyTokens);
   TrainSetup setup = toy_setup(task);
-  setup.options.learning_rate = 10;
-  setup.options.init_std = 10;
-  setup.options.optimizer = "adam";
+  setup.options.learning_rate = 1e38;  // the second step's logits overflow
   setup.options.warmup = 0;
-  setup.options.clip = 0;
-  setup.options.weight_decay = 10;
-  setup.options.steps = 3000;
-  setup.options.eval_every = 3000;
   const TrainReport report = train(setup, {}, {});
-  CHECK((report.stopped == "diverged" || std::isfinite(report.test.loss)));
+  CHECK(report.stopped == "diverged");
+  CHECK(report.steps == 2);
 }
 
 TEST_CASE("early stopping by accuracy and by patience", "[model]") {

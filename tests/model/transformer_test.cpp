@@ -66,8 +66,10 @@ struct Double {
         weights(static_cast<std::size_t>(model.layout().size())),
         grads(weights.size()) {}
 
+  autodiff::Tape<double> tape;
+
   double loss(bool gradients) {
-    autodiff::Tape<double> tape;
+    tape.clear();
     PlainLayers<double> attention(setup.problem.causal);
     ModelWork work;
     const ModelInput input{setup.problem.batch, batch.tokens, batch.labels,
@@ -90,6 +92,7 @@ void randomise(const ParameterLayout& layout, float* weights) {
 }
 
 TEST_CASE("gradients of a 2-layer model are those of central differences", "[model]") {
+  const Threads threads(1);  // too small for more
   for (const Case& c : kCases) {
     const ToyTask task(c.spec, c.padded);
     TrainSetup setup = toy_setup(task);
@@ -132,6 +135,7 @@ TEST_CASE("gradients of a 2-layer model are those of central differences", "[mod
 }
 
 TEST_CASE("training with a method has the gradients of attention out of single ops", "[model]") {
+  const Threads threads(1);
   for (const Case& c : kCases)
     for (const char* method : {"dense", "dense_naive"}) {
       const ToyTask task(c.spec, c.padded);

@@ -52,7 +52,8 @@ TEST_CASE("an honest method is measured in every pass", "[worker]") {
 TEST_CASE("every column that a worker writes is one of the table, and finite", "[worker]") {
   std::set<std::string> known, written;
   for (const Column& column : kColumns)
-    if (column.filled_by == "worker") known.insert(std::string(column.name));
+    if (column.filled_by == "worker" && !column.help.starts_with("train: "))  // train_test.cpp
+      known.insert(std::string(column.name));
   for (const Pass pass : {Pass::forward, Pass::forward_backward, Pass::decode})
     for (const auto& [column, text] : run_method("fixture_honest", pass).columns) {
       written.insert(column);
