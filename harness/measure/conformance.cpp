@@ -11,6 +11,7 @@
 #include "harness/core/random.h"
 #include "harness/core/registry.h"
 #include "harness/core/task.h"
+#include "harness/measure/bound_check.h"
 
 namespace subquad {
 namespace {
@@ -421,6 +422,13 @@ void check_attention_rows(const Runner& run) {
   }
 }
 
+void check_oracles(const Runner& run) {
+  if (run.entry.info.bounded_by.empty()) throw Skip{"names no oracle that bounds it"};
+  const BoundCheck result = check_bounds(run.entry, run.seed);
+  if (!result.violation.empty()) fail("{}", result.violation);
+  if (result.compared == 0) throw Skip{"shows no attention matrix on the test problems"};
+}
+
 void check_seed(const Runner& run) {
   if (!run.entry.info.random) throw Skip{"not declared random"};
   const Problem p = largest(problems(run));
@@ -757,6 +765,8 @@ std::vector<CheckResult> check_method(const MethodEntry& entry, const Conformanc
   check("exact limit: equals softmax attention", [&] { check_exact_limit(run); });
   check("exact: equals softmax attention at the defaults", [&] { check_exact_always(run); });
   check("attention matrix: its product with v is the output", [&] { check_attention_rows(run); });
+  check("bounds: the oracles that it names are no farther from the exact attention matrix",
+        [&] { check_oracles(run); });
   check("random: the seed decides", [&] { check_seed(run); });
   check("backward: finite, the same bits for 1, 2 and 3 threads, inputs untouched",
         [&] { check_backward_bits(run); });
