@@ -57,6 +57,8 @@ std::vector<CheckResult> check_method(const MethodEntry& entry, const Conformanc
   check("exact limit: equals softmax attention", [&] { check_exact_limit(run); });
   check("exact: equals softmax attention at the defaults", [&] { check_exact_always(run); });
   check("attention matrix: its product with v is the output", [&] { check_attention_rows(run); });
+  check("bounds: the oracles that it names are no farther from the exact attention matrix",
+        [&] { check_oracles(run); });
   check("random: the seed decides", [&] { check_seed(run); });
   check("backward: finite, the same bits for 1, 2 and 3 threads, inputs untouched",
         [&] { check_backward_bits(run); });

@@ -18,6 +18,7 @@ void check_linear_in_v(const Runner& run);
 void check_exact_limit(const Runner& run);
 void check_exact_always(const Runner& run);
 void check_attention_rows(const Runner& run);
+void check_oracles(const Runner& run);
 void check_seed(const Runner& run);
 
 // conformance_backward.cpp

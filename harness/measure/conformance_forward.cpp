@@ -1,6 +1,7 @@
 // Generated checks of the forward pass.
 #include <functional>
 
+#include "harness/measure/bound_check.h"
 #include "harness/measure/conformance_checks.h"
 
 namespace subquad::conformance {
@@ -196,6 +197,13 @@ void check_attention_rows(const Runner& run) {
       }
     require_close(shown, out, 1e-4, p.str() + ": attention_rows times v, and the output");
   }
+}
+
+void check_oracles(const Runner& run) {
+  if (run.entry.info.bounded_by.empty()) throw Skip{"names no oracle that bounds it"};
+  const BoundCheck result = check_bounds(run.entry, run.seed);
+  if (!result.violation.empty()) fail("{}", result.violation);
+  if (result.compared == 0) throw Skip{"shows no attention matrix on the test problems"};
 }
 
 void check_seed(const Runner& run) {
