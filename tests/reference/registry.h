@@ -6,7 +6,9 @@
 
 #include "harness/core/params.h"
 #include "tests/reference/conv_basis.h"
+#include "tests/reference/hrrformer.h"
 #include "tests/reference/linear_attention.h"
+#include "tests/reference/nprf.h"
 #include "tests/reference/sliding_window.h"
 #include "tests/reference/softmax_attention.h"
 #include "tests/reference/top_k.h"
@@ -35,6 +37,12 @@ inline const std::map<std::string, Reference>& references() {
         }}},
       {"dense", dense},
       {"dense_naive", dense},
+      {"hrrformer",
+       {[](const Settings& s, const Call& c) { return hrrformer(HrrRule::from(s), c); },
+        [](const Settings& s, const Call& c, const TensorD& dout) {
+          return hrrformer_gradient(HrrRule::from(s), c, dout);
+        }}},
+      {"nprf", {[](const Settings& s, const Call& c) { return nprf(NprfRule::from(s), c); }}},
       {"linear", {[](const Settings& s, const Call& c) {
          return linear_attention(c, std::get<double>(s.at("eps")));
        }}},
