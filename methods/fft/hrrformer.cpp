@@ -66,6 +66,7 @@ class Hrrformer final : public Method {
     if (p.d_k != p.d_v)
       return fmt::format("hrrformer binds keys to values: needs d_k = d_v, got {} and {}", p.d_k,
                          p.d_v);
+    if (p.d_k < 2) return "hrrformer needs d_k >= 2: the cosine of two numbers is a sign";
     if (pass != Pass::forward && pass != Pass::decode && params_.inverse == "exact")
       return "inverse exact has no backward pass";
     return "";

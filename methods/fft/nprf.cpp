@@ -48,7 +48,6 @@ class Nprf final : public Method {
 
   void prepare(const Problem& problem, const Env& env) override {
     problem_ = problem;
-    gradients_ = env.gradients;
     fft_ = uses_fft(problem);
     const Index n = problem.n, width = features(problem);
     features_ = KernelFeatures(feature_options(problem), problem.heads, derive(env.seed, "nprf.w"));
@@ -73,11 +72,8 @@ class Nprf final : public Method {
     if (!fft_ && !env.gradients) return;
     conv_.prepare(conv_sizes(problem, env.gradients), Planner::estimate);
     for (auto* x : {&x_, &y_}) *x = AlignedArray<double>(n * columns(problem));
-    if (!env.gradients) {
-      total_ = AlignedArray<double>(n * problem.d_v);
-      return;
-    }
     total_ = AlignedArray<double>(n * problem.d_v);
+    if (!env.gradients) return;
     correlation_ = ConvKernels<double>(n, 1, problem.causal);
     for (auto* x : {&dphi_q_, &dphi_k_}) *x = AlignedArray<double>(n * width);
     dc_ = AlignedArray<double>(2 * n - 1);
@@ -265,12 +261,15 @@ class Nprf final : public Method {
       c[lag] = std::exp(bias(head, -lag) - largest);
   }
 
-  // c_{j-t} phi(q_t) . phi(k_j)
-  double weight(Index t, Index j) const {
+  double feature_product(Index t, Index j) const {
     const Index width = features(problem_);
     double dot = 0;
     for (Index a = 0; a < width; ++a) dot += phi_q_[t * width + a] * phi_k_[j * width + a];
-    return toeplitz_.profile(0)[t - j] * dot;
+    return dot;
+  }
+  // c_{j-t} phi(q_t) . phi(k_j)
+  double weight(Index t, Index j) const {
+    return toeplitz_.profile(0)[t - j] * feature_product(t, j);
   }
 
   // ---- forward ----
@@ -306,12 +305,35 @@ class Nprf final : public Method {
         }
         add_masked_product(p, in.v.head(bh).middleRows(j0, count), o, spare);
       }
-      for (Index r = 0; r < rows; ++r)
+      for (Index r = 0; r < rows; ++r) {
+        const Index t = first + r;
+        if (seen_[t] > 0 && !(std::fabs(total[r]) > 1e-25)) {  // float weights may have vanished
+          exact_row(in, bh, t, thread, out + t * d_v);
+          continue;
+        }
         for (Index l = 0; l < d_v; ++l)
-          out[(first + r) * d_v + l] =
-              seen_[first + r] > 0 ? static_cast<float>(static_cast<double>(o(r, l)) / total[r])
-                                   : 0.f;
+          out[t * d_v + l] =
+              seen_[t] > 0 ? static_cast<float>(static_cast<double>(o(r, l)) / total[r]) : 0.f;
+      }
     });
+  }
+
+  // Row t from its own largest bias on, in double. O(n (features + d_v)).
+  void exact_row(const Inputs& in, Index bh, Index t, int thread, float* out) {
+    const Index head = bh % problem_.heads, d_v = problem_.d_v, seen = problem_.visible(t);
+    double* sums = rows_.data() + thread * (d_v + problem_.d_k);
+    std::fill_n(sums, d_v, 0.0);
+    double largest = -std::numeric_limits<double>::infinity(), total = 0;
+    for (Index j = 0; j < seen; ++j)
+      if (skip_[j] != 2) largest = std::max(largest, bias(head, j - t));
+    for (Index j = 0; j < seen; ++j) {
+      if (skip_[j] == 2) continue;
+      const double w = std::exp(bias(head, j - t) - largest) * feature_product(t, j);
+      total += w;
+      for (Index l = 0; l < d_v; ++l)
+        sums[l] += w * static_cast<double>(in.v.head(bh).data()[j * d_v + l]);
+    }
+    for (Index l = 0; l < d_v; ++l) out[l] = static_cast<float>(sums[l] / total);
   }
 
   template <class Body>
@@ -323,7 +345,7 @@ class Nprf final : public Method {
   }
 
   // D(t) = sum_a phi(q_t)_a (T phi_k(:, a))_t, from one product with all features; leaves T phi_k
-  // in y_. Divided by n eps of the norms: rows that transforms spoil get sums_ = 0.
+  // in y_. A row whose sum is small beside the rounding of the transforms gets 0.
   void normalizers() {
     const Index n = problem_.n, width = features(problem_);
     conv_.set_kernels(toeplitz_);
@@ -370,17 +392,17 @@ class Nprf final : public Method {
         std::fill_n(o, d_v, 0.f);
         return;
       }
-      double total = sums_[t];
-      const bool explicit_row = total == 0;
+      if (sums_[t] == 0) {
+        exact_row(in, bh, t, thread, o);
+        return;
+      }
       std::copy_n(total_.data() + t * d_v, d_v, sums);
-      if (explicit_row) std::fill_n(sums, d_v, 0.0);
-      for (Index j = 0; (explicit_row || !finite) && j < problem_.visible(t); ++j) {
-        if (skip_[j] == 2 || (!explicit_row && skip_[j] == 0)) continue;
-        const double w = weight(t, j);  // of a value that the transforms left out, or of every one
-        if (explicit_row) total += w;
+      for (Index j = 0; !finite && j < problem_.visible(t); ++j) {
+        if (skip_[j] != 1) continue;  // 1: the transforms left this value out
+        const double w = weight(t, j);
         for (Index l = 0; l < d_v; ++l) sums[l] += w * static_cast<double>(v[j * d_v + l]);
       }
-      for (Index l = 0; l < d_v; ++l) o[l] = static_cast<float>(sums[l] / total);
+      for (Index l = 0; l < d_v; ++l) o[l] = static_cast<float>(sums[l] / sums_[t]);
     });
   }
 
@@ -477,7 +499,7 @@ class Nprf final : public Method {
 
   Params params_;
   Problem problem_;
-  bool gradients_ = false, fft_ = false;
+  bool fft_ = false;
   Index guarded_ = 0;
   Parameter bias_;  // [heads, 2 range + 1], r = j - t from -range to range
   KernelFeatures features_;

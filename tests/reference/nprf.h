@@ -26,18 +26,27 @@ struct NprfRule {
   }
 };
 
-// b_r of a head, r = j - t in [-(n-1), n-1], clipped to the range.
-inline double nprf_bias(const NprfRule& rule, Index n, Index heads, Index head, Index r) {
-  if (!rule.rpe) return 0;
-  const Index reach = rule.bias_range > 0 ? std::min(rule.bias_range, n - 1) : n - 1;
-  std::vector<float> drawn(static_cast<std::size_t>(heads * (2 * reach + 1)));
-  fill_normal(derive(0, "nprf.bias"), drawn.data(), static_cast<Index>(drawn.size()));
-  const Index at = head * (2 * reach + 1) + reach + std::clamp(r, -reach, reach);
-  return static_cast<double>(drawn[static_cast<std::size_t>(at)] *
-                             static_cast<float>(rule.bias_std));
+inline std::vector<float> nprf_draw(const char* purpose, Index count) {
+  std::vector<float> drawn(static_cast<std::size_t>(count));
+  fill_normal(derive(0, purpose), drawn.data(), count);
+  return drawn;
 }
 
-inline std::vector<double> nprf_features(const NprfRule& rule, const Problem& p, Index head,
+// exp(b_r) of a head for r = j - t in [-(n-1), n-1], clipped to the range.
+inline std::vector<double> nprf_kernel(const NprfRule& rule, const Problem& p, Index head) {
+  const Index n = p.n, reach = rule.bias_range > 0 ? std::min(rule.bias_range, n - 1) : n - 1;
+  const auto drawn = nprf_draw("nprf.bias", p.heads * (2 * reach + 1));
+  std::vector<double> c;
+  for (Index r = -(n - 1); r < n; ++r) {
+    const Index at = head * (2 * reach + 1) + reach + std::clamp(r, -reach, reach);
+    const float b = drawn[static_cast<std::size_t>(at)] * static_cast<float>(rule.bias_std);
+    c.push_back(rule.rpe ? std::exp(static_cast<double>(b)) : 1);
+  }
+  return c;
+}
+
+inline std::vector<double> nprf_features(const NprfRule& rule, const Problem& p,
+                                         const std::vector<float>& w, Index head,
                                          const double* raw) {
   std::vector<double> x(raw, raw + p.d_k), phi;
   double square = 0;
@@ -50,8 +59,6 @@ inline std::vector<double> nprf_features(const NprfRule& rule, const Problem& p,
   }
   square = 0;
   for (const double value : x) square += value * value;
-  std::vector<float> w(static_cast<std::size_t>(p.heads * rule.features * p.d_k));
-  fill_normal(derive(0, "nprf.w"), w.data(), static_cast<Index>(w.size()));
   std::vector<double> dots;
   for (Index a = 0; a < rule.features; ++a) {
     double dot = 0;
@@ -74,17 +81,16 @@ inline std::vector<double> nprf_features(const NprfRule& rule, const Problem& p,
 inline TensorD nprf(const NprfRule& rule, const Call& call) {
   const Problem& p = call.problem;
   TensorD weights(p.batch, p.heads, p.n, p.n_kv);
+  const auto w = nprf_draw("nprf.w", p.heads * rule.features * p.d_k);
   for_heads(p, [&](Index b, Index h) {
     std::vector<std::vector<double>> phi_k;
     for (Index j = 0; j < p.n_kv; ++j)
       phi_k.push_back(
-          nprf_features(rule, p, h, &call.k.data()[((b * p.heads + h) * p.n_kv + j) * p.d_k]));
-    std::vector<double> c;
-    for (Index r = -(p.n - 1); r < p.n; ++r)
-      c.push_back(std::exp(nprf_bias(rule, p.n, p.heads, h, r)));
+          nprf_features(rule, p, w, h, &call.k.data()[((b * p.heads + h) * p.n_kv + j) * p.d_k]));
+    const std::vector<double> c = nprf_kernel(rule, p, h);
     for (Index t = 0; t < p.n; ++t) {
       const auto phi_q =
-          nprf_features(rule, p, h, &call.q.data()[((b * p.heads + h) * p.n + t) * p.d_k]);
+          nprf_features(rule, p, w, h, &call.q.data()[((b * p.heads + h) * p.n + t) * p.d_k]);
       double sum = 0;
       for (Index j = 0; j < p.n_kv; ++j) {
         if (!allowed(call, b, t, j)) continue;
