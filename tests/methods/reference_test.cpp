@@ -78,6 +78,22 @@ std::vector<Settings> settings_of(const std::string& name) {
     all.push_back({{"gradient", std::string("plug_in")}, {"k", Index{4}}});
     return all;
   }
+  if (name == "nprf") {
+    const auto with = [](const char* key, ParamValue value) {
+      return Settings{{"bias_std", 1.0}, {"features", Index{8}}, {key, value}};
+    };
+    return {{},
+            with("engine", std::string("explicit")),
+            with("engine", std::string("fft")),
+            with("feature_map", std::string("elu")),
+            with("bias_range", Index{3}),
+            with("rpe", false),
+            with("normalize", false)};
+  }
+  if (name == "hrrformer")
+    return {{},
+            {{"rescale", true}, {"temperature", 3.0}},
+            {{"mask_in_sum", false}, {"transform", std::string("fft")}}};
   return {{}};
 }
 
@@ -106,6 +122,12 @@ std::vector<Problem> ragged_problems() {
     all.push_back(problem(66, 150, causal, 0.7));
   }
   all.push_back(problem(70, 5, false));
+  for (const bool causal : {false, true}) {  // for methods that need d_k = d_v
+    all.push_back({.batch = 2, .heads = 2, .n = 33, .n_kv = 33, .d_k = 7, .d_v = 7});
+    all.back().causal = causal;
+    all.push_back({.batch = 2, .heads = 2, .n = 600, .n_kv = 600, .d_k = 16, .d_v = 16});
+    all.back().causal = causal;
+  }
   all.push_back({.batch = 2, .heads = 2, .n = 33, .n_kv = 33, .d_k = 1, .d_v = 1});
   all.push_back({.batch = 1, .heads = 2, .n = 33, .n_kv = 33, .d_k = 80, .d_v = 3, .causal = true});
   return all;
@@ -200,7 +222,7 @@ TEST_CASE("gradients equal central differences of the references in double", "[m
                       .n = 5,
                       .n_kv = causal && info.cross_attention ? 7 : 5,
                       .d_k = 3,
-                      .d_v = 4,
+                      .d_v = name == "hrrformer" ? 3 : 4,
                       .causal = causal};
       if (!supported(name, settings, p, Pass::backward)) continue;
       INFO(name << " " << p.str());

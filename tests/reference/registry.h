@@ -7,7 +7,9 @@
 #include "harness/core/params.h"
 #include "tests/reference/block_patterns.h"
 #include "tests/reference/conv_basis.h"
+#include "tests/reference/hrrformer.h"
 #include "tests/reference/linear_attention.h"
+#include "tests/reference/nprf.h"
 #include "tests/reference/oracles.h"
 #include "tests/reference/sliding_window.h"
 #include "tests/reference/softmax_attention.h"
@@ -82,6 +84,12 @@ inline const std::map<std::string, Reference>& references() {
         [](const Settings& s, const Call& c, const TensorD& dout) {
           return linear_attention_gradient(c, linear_options(s), dout);
         }}},
+      {"hrrformer",
+       {[](const Settings& s, const Call& c) { return hrrformer(HrrRule::from(s), c); },
+        [](const Settings& s, const Call& c, const TensorD& dout) {
+          return hrrformer_gradient(HrrRule::from(s), c, dout);
+        }}},
+      {"nprf", {[](const Settings& s, const Call& c) { return nprf(NprfRule::from(s), c); }}},
       {"sliding_window",
        {[integer](const Settings& s, const Call& c) {
           return softmax_attention(c, sees_window(c, integer(s, "window"), integer(s, "sinks")));

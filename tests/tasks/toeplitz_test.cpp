@@ -1,5 +1,6 @@
 #include <catch2/catch.hpp>
 
+#include "tasks/toeplitz_segments.h"
 #include "tests/tasks/attention.h"
 
 using namespace subquad;
@@ -88,4 +89,61 @@ TEST_CASE("toeplitz refuses a width without room for a frequency", "[toeplitz]")
   Problem p;
   p.n = p.n_kv = 4, p.d_k = 1;
   CHECK(make_task("toeplitz")->unsupported(p) == "toeplitz needs d_k >= 2, got d_k=1");
+}
+
+namespace {
+// Logits of distinct columns inside a run must be equal at equal distance; returns the columns at
+// which that fails.
+std::vector<Index> starts_seen(const MatrixD& logits) {
+  std::vector<Index> starts{0};
+  for (Index j = 1; j < logits.cols(); ++j) {
+    double worst = 0;
+    for (Index t = j; t < logits.rows(); ++t)
+      worst = std::max(worst, std::fabs(logits(t, j) - logits(t - 1, j - 1)));
+    if (worst > 1e-4) starts.push_back(j);
+  }
+  return starts;
+}
+}  // namespace
+
+TEST_CASE("toeplitz segments start where toeplitz_starts says, and nowhere else", "[toeplitz]") {
+  for (const std::string profile : {"local", "random", "rotary"})
+    for (const std::string layout : {"random", "even", "edges"})
+      for (const Index n : {1, 2, 3, 257, 400})
+        for (const Index segments : {1, 2, 9}) {
+          Problem p;
+          p.heads = 2, p.n = p.n_kv = n, p.d_k = 32, p.causal = true;
+          const Settings settings{{"profile", profile}, {"layout", layout}, {"segments", segments}};
+          const QKV data = fill("toeplitz", settings, p, 5, 2);
+          INFO(to_string(settings) << " n=" << n);
+          for (Index h = 0; h < 2; ++h) {
+            const auto want = toeplitz_starts(layout, segments, n, 5, 2, 0, h);
+            CHECK(static_cast<Index>(want.size()) <= std::min(segments, n));
+            CHECK(starts_seen(logits_of(data, p, 0, h)) == want);
+          }
+        }
+}
+
+TEST_CASE("toeplitz layouts have the starts that they promise", "[toeplitz]") {
+  using Starts = std::vector<Index>;
+  CHECK(toeplitz_starts("even", 4, 100, 1, 0, 0, 0) == Starts{0, 25, 50, 75});
+  CHECK(toeplitz_starts("edges", 4, 100, 1, 0, 0, 0) == Starts{0, 1, 50, 99});
+  CHECK(toeplitz_starts("edges", 2, 100, 1, 0, 0, 0) == Starts{0, 99});
+  CHECK(toeplitz_starts("random", 1, 100, 1, 0, 0, 0) == Starts{0});
+  CHECK(toeplitz_starts("random", 7, 3, 1, 0, 0, 0) == Starts{0, 1, 2});
+  const Starts drawn = toeplitz_starts("random", 50, 1000, 1, 0, 0, 0);
+  CHECK(drawn.size() == 50);
+  CHECK(drawn != toeplitz_starts("random", 50, 1000, 2, 0, 0, 0));
+  CHECK(drawn != toeplitz_starts("random", 50, 1000, 1, 0, 0, 1));
+}
+
+TEST_CASE("rotary toeplitz logits have about the deviation of their temperature", "[toeplitz]") {
+  Problem p;
+  p.heads = 4, p.n = p.n_kv = 300, p.d_k = 64;
+  double deviation = 0;
+  const QKV data =
+      fill("toeplitz",
+           {{"profile", std::string("rotary")}, {"segments", Index{100}}, {"temperature", 2.0}}, p);
+  for (Index h = 0; h < 4; ++h) deviation += deviation_of(logits_of(data, p, 0, h)) / 4;
+  CHECK(deviation == Approx(2).epsilon(0.3));
 }
