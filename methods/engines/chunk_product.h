@@ -168,6 +168,38 @@ inline void column_dots(const float* vector, const float* qt, Index depth, Index
   }
 }
 
+// Rows that the next chunk will need, asked for one by one between multiply-adds: all at once they
+// would fill the processor's queue of misses and stall it, and it does not see across a chunk by
+// itself.
+class Ahead {
+ public:
+  void add(const float* rows, Index floats) {
+    if (streams_ == kStreams || floats <= 0) return;
+    next_[streams_++] = rows;
+    touches_ += (floats + 31) / 32;
+  }
+  void touch() {
+    if (touches_ == 0) return;
+    --touches_;
+    const float* const line = next_[at_];
+    __builtin_prefetch(line, 0, 2);
+    __builtin_prefetch(line + 16, 0, 2);
+    next_[at_] = line + 32;
+    at_ = at_ + 1 == streams_ ? 0 : at_ + 1;
+  }
+
+ private:
+  static constexpr int kStreams = 8;
+  const float* next_[kStreams] = {};
+  int streams_ = 0, at_ = 0;
+  Index touches_ = 0;
+};
+
+// Where nothing is to be asked for: its calls vanish.
+struct Nothing {
+  void touch() {}
+};
+
 // Rows of factors for a block of outputs: factor of row r and term t is p[r * row + t * term].
 struct Factors {
   const float* p;
@@ -177,13 +209,13 @@ struct Factors {
 // out_r = scale[r] (decay[r] sum_x a(r, x) state[x, :] + sum_t weights(r, t) values[t, :]) for ROWS
 // rows. Second sum over t in [begin, end) for every row, and with TRIANGLE over t in [end, end + r]
 // as well. `decay` and `scale` may be null (factors of one).
-template <int ROWS, int VECTORS, bool TRIANGLE>
+template <int ROWS, int VECTORS, bool TRIANGLE, class Requests>
 [[gnu::always_inline]] inline void output_block(Factors a, Index depth,
                                                 const float* __restrict state, Index ldstate,
                                                 const float* decay, Factors weights, Index begin,
                                                 Index end, const float* __restrict values,
                                                 Index ldv, const float* scale,
-                                                float* __restrict out, Index ldo) {
+                                                float* __restrict out, Index ldo, Requests& ahead) {
   Vec sum[ROWS][VECTORS];
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
@@ -201,7 +233,10 @@ template <int ROWS, int VECTORS, bool TRIANGLE>
       for (int w = 0; w < VECTORS; ++w) sum[r][w] += f * row[w];
     }
   };
-  for (Index x = 0; x < depth; ++x) add(a.p + x * a.term, a.row, state + x * ldstate, 0);
+  for (Index x = 0; x < depth; ++x) {
+    ahead.touch();
+    add(a.p + x * a.term, a.row, state + x * ldstate, 0);
+  }
   if (decay != nullptr) {
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r)
@@ -229,10 +264,11 @@ enum class Local { none, up_to, from };
 
 // All rows of a chunk: out [chunk, ldo], columns [0, width); see output_block. With Local::from the
 // weights of earlier tokens inside the first vector must be zero.
-template <Local LOCAL>
+template <Local LOCAL, class Requests = Nothing>
 inline void chunk_outputs(Factors a, Index depth, const float* state, Index width,
                           const float* decay, Factors weights, const float* values, Index ldv,
-                          Index chunk, const float* scale, float* out, Index ldo) {
+                          Index chunk, const float* scale, float* out, Index ldo,
+                          Requests ahead = {}) {
   for_column_blocks(width, [&](Index c, auto vectors) {
     constexpr int kVectors = decltype(vectors)::value;
     constexpr int kRows = chunk_rows(kVectors);
@@ -240,14 +276,14 @@ inline void chunk_outputs(Factors a, Index depth, const float* state, Index widt
       const Factors rows{a.p + i * a.row, a.row, a.term};
       const Factors local{LOCAL == Local::none ? nullptr : weights.p + i * weights.row, weights.row,
                           weights.term};
-      output_block<kRows, kVectors, LOCAL == Local::up_to>(
+      output_block<kRows, kVectors, LOCAL == Local::up_to, Requests>(
           rows, depth, state + c, width, decay == nullptr ? nullptr : decay + i, local,
           LOCAL == Local::from ? i : 0,
           LOCAL == Local::none    ? 0
           : LOCAL == Local::up_to ? i
                                   : chunk,
           LOCAL == Local::none ? nullptr : values + c, ldv, scale == nullptr ? nullptr : scale + i,
-          out + i * ldo + c, ldo);
+          out + i * ldo + c, ldo, ahead);
     }
   });
 }
@@ -256,13 +292,14 @@ inline void chunk_outputs(Factors a, Index depth, const float* state, Index widt
 template <int ROWS, int VECTORS, class Keep>
 [[gnu::always_inline]] inline void outer_block(const float* __restrict a, Index lda,
                                                const float* __restrict b, Index ldb, Index terms,
-                                               Keep&& keep) {
+                                               Ahead& ahead, Keep&& keep) {
   Vec sum[ROWS][VECTORS];
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
     for (int w = 0; w < VECTORS; ++w) sum[r][w] = Vec{};
   for (Index t = 0; t < terms; ++t) {
+    ahead.touch();
     Vec row[VECTORS];
 #pragma GCC unroll 4
     for (int w = 0; w < VECTORS; ++w) row[w] = load(b + t * ldb + w * kLanes);
@@ -283,17 +320,17 @@ template <int ROWS, int VECTORS, class Keep>
 // ldb]. keep(offset into the state, vector of sums) takes it, vector by vector.
 template <class Keep>
 inline void chunk_increment(const float* a, Index lda, Index depth, const float* b, Index ldb,
-                            Index width, Index terms, Keep&& keep) {
+                            Index width, Index terms, Ahead ahead, Keep&& keep) {
   for_column_blocks(width, [&](Index c, auto vectors) {
     constexpr int kVectors = decltype(vectors)::value;
     constexpr int kRows = chunk_rows(kVectors);
     Index x = 0;
     for (; x + kRows <= depth; x += kRows)
-      outer_block<kRows, kVectors>(a + x, lda, b + c, ldb, terms, [&](int r, int w, Vec sum) {
-        keep((x + r) * width + c + w * kLanes, sum);
-      });
+      outer_block<kRows, kVectors>(
+          a + x, lda, b + c, ldb, terms, ahead,
+          [&](int r, int w, Vec sum) { keep((x + r) * width + c + w * kLanes, sum); });
     for (; x < depth; ++x)
-      outer_block<1, kVectors>(a + x, lda, b + c, ldb, terms,
+      outer_block<1, kVectors>(a + x, lda, b + c, ldb, terms, ahead,
                                [&](int, int w, Vec sum) { keep(x * width + c + w * kLanes, sum); });
   });
 }

@@ -17,10 +17,12 @@ class FeatureMap {
 
   // Width of phi for rows of width d.
   virtual Index features(Index d) const = 0;
-  // Draws and buffers; the default has none.
-  virtual void prepare(Index /*d*/, Seed) {}
+  // Draws, and buffers for begin(): rows of width d, `heads` (with the batch) times `n_kv` keys.
+  virtual void prepare(Index /*d*/, Seed, Index /*heads*/, Index /*n_kv*/) {}
+  // Bytes that prepare allocates with the present thread count.
+  virtual double bytes(Index /*d*/, Index /*heads*/, Index /*n_kv*/) const { return 0; }
   // Looks at the inputs of a call before any row is mapped (constants that need a maximum over all
-  // keys). Allocates nothing that grows with n.
+  // keys).
   virtual void begin(const Problem&, const Inputs&) {}
   // Floats of work space that apply and pull_back need for `rows` rows.
   virtual Index scratch_floats(Index /*d*/, Index /*rows*/) const { return 0; }

@@ -33,12 +33,8 @@ struct LinearScan::Outputs {
     const Index first = range.first(c), count = range.count(c);
     Work w = scan.work(thread);
     call.keys(bh, first, count, range.rows, s.wide_f, w.k, w.scratch);
-    if (in_place(bh, first, count)) {
-      const float* const next = call.rows(call.in.v, bh, first + range.rows);
-      prefetch(next, range.rows * call.problem.d_v);
-    } else {
+    if (!in_place(bh, first, count))
       call.values(bh, first, count, range.rows, s.wide_v, false, w.v);
-    }
   }
   // Whole chunks of whole vectors need no copy.
   bool in_place(Index bh, Index first, Index count) const {
@@ -56,8 +52,9 @@ struct LinearScan::Outputs {
   }
 
   template <class Keep>
-  void increment(Index bh, Index c, int thread, Keep&& keep) {
+  void increment(Index bh, Index c, int thread, bool alone, Keep&& keep) {
     const Sizes& s = scan.sizes_;
+    const Problem& p = call.problem;
     const Work w = scan.work(thread);
     const Index count = range.count(c);
     const float* k = w.k;
@@ -65,8 +62,13 @@ struct LinearScan::Outputs {
       scale_rows(w.k, count, s.wide_f, d.up, true, w.scaled);
       k = w.scaled;
     }
+    const Index next = range.first(c) + range.rows, rows = std::min(range.rows, range.limit - next);
+    engine::Ahead ahead;
+    ahead.add(call.rows(call.in.k, bh, next), rows * p.d_k);
+    ahead.add(call.rows(call.in.v, bh, next), rows * p.d_v);
+    if (!alone) request_queries(bh, next - range.base, &ahead);
     engine::chunk_increment(k, s.wide_f, s.features, values(bh, c, w), s.wide_v, s.wide_v, count,
-                            keep);
+                            ahead, keep);
     if (!call.normalize) return;
     for (Index x = 0; x < s.wide_f; x += kLanes) {
       Vec even{}, odd{};
@@ -80,13 +82,20 @@ struct LinearScan::Outputs {
     }
   }
 
-  void emit(Index bh, Index c, const float* state, int thread) {
+  // Asks for queries and outputs from `first` on.
+  void request_queries(Index bh, Index first, engine::Ahead* ahead) const {
+    const Problem& p = call.problem;
+    const Index rows = std::min(scan.sizes_.chunk, p.n - first);
+    ahead->add(call.rows(call.in.q, bh, first), rows * p.d_k);
+    ahead->add(out + (bh * p.n + first) * p.d_v, rows * p.d_v);
+  }
+
+  void emit(Index bh, Index c, const float* state, int thread, engine::Ahead* soon) {
     const Sizes& s = scan.sizes_;
     const Problem& p = call.problem;
     const Work w = scan.work(thread);
     const Index first = c * s.chunk, count = std::min(s.chunk, p.n - first);
     float* const to = out + (bh * p.n + first) * p.d_v;
-    prefetch(to, count * p.d_v);
     call.queries(bh, first, count, s.chunk, s.wide_f, w.q, w.scratch);
     engine::transpose(w.q, s.wide_f, s.chunk, s.wide_f, w.qt, s.chunk);
     const Decay d = decay(bh);
@@ -108,13 +117,21 @@ struct LinearScan::Outputs {
     float* const rows = direct ? to : w.tile;
     const Factors queries{w.qt, 1, s.chunk}, weights{w.scores, 1, s.chunk};
     const float* const scale = call.normalize ? w.norm : nullptr;
-    if (local) {
-      engine::chunk_outputs<Local::up_to>(queries, s.features, state, s.wide_v,
-                                          d ? d.up + 1 : nullptr, weights, values(bh, c, w),
-                                          s.wide_v, s.chunk, scale, rows, s.wide_v);
+    const auto write = [&](auto ahead) {
+      if (local) {
+        engine::chunk_outputs<Local::up_to>(queries, s.features, state, s.wide_v,
+                                            d ? d.up + 1 : nullptr, weights, values(bh, c, w),
+                                            s.wide_v, s.chunk, scale, rows, s.wide_v, ahead);
+      } else {
+        engine::chunk_outputs<Local::none>(queries, s.features, state, s.wide_v, nullptr, weights,
+                                           nullptr, 0, s.chunk, scale, rows, s.wide_v, ahead);
+      }
+    };
+    if (soon != nullptr) {
+      request_queries(bh, first + s.chunk, soon);
+      write(*soon);
     } else {
-      engine::chunk_outputs<Local::none>(queries, s.features, state, s.wide_v, nullptr, weights,
-                                         nullptr, 0, s.chunk, scale, rows, s.wide_v);
+      write(engine::Nothing{});
     }
     if (!direct) store_rows(rows, count, s.wide_v, p.d_v, to);
   }

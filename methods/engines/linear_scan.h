@@ -96,8 +96,10 @@ class LinearScan {
     const Index blocks = (chunks + kTogether - 1) / kTogether;
     parallel_for(head_count() * blocks, [&](Index item, int thread) {
       const Index bh = item / blocks, first = item % blocks * kTogether;
-      for (Index c = first; c < std::min(first + kTogether, chunks); ++c)
-        scan.emit(bh, c, state(bh), thread);
+      for (Index c = first; c < std::min(first + kTogether, chunks); ++c) {
+        engine::Ahead soon;
+        scan.emit(bh, c, state(bh), thread, &soon);
+      }
     });
   }
 

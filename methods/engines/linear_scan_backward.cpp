@@ -38,7 +38,7 @@ struct LinearScan::QueryGradient {
   }
 
   template <class Keep>
-  void increment(Index bh, Index c, int thread, Keep&& keep) {
+  void increment(Index bh, Index c, int thread, bool alone, Keep&& keep) {
     const Sizes& s = scan.sizes_;
     const Work w = scan.work(thread);
     const Index count = range.count(c);
@@ -47,10 +47,26 @@ struct LinearScan::QueryGradient {
       scale_rows(w.v, count, s.wide_plus, d.up, true, w.scaled);
       v = w.scaled;
     }
-    engine::chunk_increment(v, s.wide_plus, s.plus, w.k, s.wide_f, s.wide_f, count, keep);
+    const Problem& p = call.problem;
+    const Index next = range.first(c) + range.rows, rows = std::min(range.rows, range.limit - next);
+    engine::Ahead ahead;
+    ahead.add(call.rows(call.in.k, bh, next), rows * p.d_k);
+    ahead.add(call.rows(call.in.v, bh, next), rows * p.d_v);
+    if (!alone) request_queries(bh, next - range.base, &ahead);
+    engine::chunk_increment(v, s.wide_plus, s.plus, w.k, s.wide_f, s.wide_f, count, ahead, keep);
   }
 
-  void emit(Index bh, Index c, const float* state, int thread) {
+  // Asks for what emit reads and writes, from query `first` on.
+  void request_queries(Index bh, Index first, engine::Ahead* ahead) const {
+    const Problem& p = call.problem;
+    const Index rows = std::min(scan.sizes_.chunk, p.n - first);
+    ahead->add(call.rows(call.in.q, bh, first), rows * p.d_k);
+    ahead->add(call.rows(call.out, bh, first), rows * p.d_v);
+    ahead->add(call.rows(call.dout, bh, first), rows * p.d_v);
+    ahead->add(dq.data() + (bh * p.n + first) * p.d_k, rows * p.d_k);
+  }
+
+  void emit(Index bh, Index c, const float* state, int thread, engine::Ahead* soon) {
     const Sizes& s = scan.sizes_;
     const Problem& p = call.problem;
     const Work w = scan.work(thread);
@@ -58,21 +74,28 @@ struct LinearScan::QueryGradient {
     call.gradient(bh, first, count, s.chunk, s.wide_plus, w.g);
     engine::transpose(w.g, s.wide_plus, s.chunk, s.wide_plus, w.gt, s.chunk);
     const Factors rows{w.gt, 1, s.chunk}, weights{w.dscores, 1, s.chunk};
-    if (local) {
-      const Decay d = scan.decay_of(bh);
-      engine::chunk_scores(w.v, s.wide_plus, w.gt, s.plus, s.chunk, w.dscores);
-      if (d) engine::decay_scores(d.up, s.chunk, w.dscores);
-      engine::chunk_outputs<Local::up_to>(rows, s.plus, state, s.wide_f, d ? d.up + 1 : nullptr,
-                                          weights, w.k, s.wide_f, s.chunk, nullptr, w.tile,
-                                          s.wide_f);
+    const auto write = [&](auto ahead) {
+      if (local) {
+        const Decay d = scan.decay_of(bh);
+        engine::chunk_scores(w.v, s.wide_plus, w.gt, s.plus, s.chunk, w.dscores);
+        if (d) engine::decay_scores(d.up, s.chunk, w.dscores);
+        engine::chunk_outputs<Local::up_to>(rows, s.plus, state, s.wide_f, d ? d.up + 1 : nullptr,
+                                            weights, w.k, s.wide_f, s.chunk, nullptr, w.tile,
+                                            s.wide_f, ahead);
+      } else {
+        engine::chunk_outputs<Local::none>(rows, s.plus, state, s.wide_f, nullptr, weights, nullptr,
+                                           0, s.chunk, nullptr, w.tile, s.wide_f, ahead);
+      }
+    };
+    if (soon != nullptr) {
+      request_queries(bh, first + s.chunk, soon);
+      write(*soon);
     } else {
-      engine::chunk_outputs<Local::none>(rows, s.plus, state, s.wide_f, nullptr, weights, nullptr,
-                                         0, s.chunk, nullptr, w.tile, s.wide_f);
+      write(engine::Nothing{});
     }
     call.map.pull_back(FeatureMap::Side::query, bh, call.rows(call.in.q, bh, first), nullptr,
                        w.tile, count, p.d_k, s.wide_f, dq.data() + (bh * p.n + first) * p.d_k,
                        w.scratch);
-    prefetch(call.rows(call.in.q, bh, first + s.chunk), s.chunk * p.d_k);
   }
 };
 
@@ -100,17 +123,10 @@ struct LinearScan::KeyGradient {
     const Work w = scan.work(thread);
     call.queries(bh, first, count, range.rows, s.wide_f, w.q, w.scratch);
     call.gradient(bh, first, count, range.rows, s.wide_plus, w.g);
-    if (!local || first == 0) return;
-    const Index d_k = call.problem.d_k, d_v = call.problem.d_v, rows = range.rows;
-    prefetch(call.rows(call.in.q, bh, first - rows), rows * d_k);
-    prefetch(call.rows(call.dout, bh, first - rows), rows * d_v);
-    prefetch(call.rows(call.out, bh, first - rows), rows * d_v);
-    prefetch(call.rows(call.in.k, bh, keys_from + first - rows), rows * d_k);
-    prefetch(call.rows(call.in.v, bh, keys_from + first - rows), rows * d_v);
   }
 
   template <class Keep>
-  void increment(Index bh, Index c, int thread, Keep&& keep) {
+  void increment(Index bh, Index c, int thread, bool alone, Keep&& keep) {
     const Sizes& s = scan.sizes_;
     const Work w = scan.work(thread);
     const Index count = range.count(place(c));
@@ -119,10 +135,29 @@ struct LinearScan::KeyGradient {
       scale_rows(w.g, count, s.wide_plus, d.up, false, w.scaled);
       g = w.scaled;
     }
-    engine::chunk_increment(g, s.wide_plus, s.plus, w.q, s.wide_f, s.wide_f, count, keep);
+    const Problem& p = call.problem;
+    const Index here = range.first(place(c)), next = local ? here - range.rows : here + range.rows;
+    const Index rows = next < 0 ? 0 : std::min(range.rows, range.limit - next);
+    engine::Ahead ahead;
+    ahead.add(call.rows(call.in.q, bh, next), rows * p.d_k);
+    ahead.add(call.rows(call.out, bh, next), rows * p.d_v);
+    ahead.add(call.rows(call.dout, bh, next), rows * p.d_v);
+    if (local && !alone) request_keys(bh, keys_from + next, &ahead);
+    engine::chunk_increment(g, s.wide_plus, s.plus, w.q, s.wide_f, s.wide_f, count, ahead, keep);
   }
 
-  void emit(Index bh, Index c, const float* state, int thread) {
+  // Asks for what emit reads and writes, from key `first` on.
+  void request_keys(Index bh, Index first, engine::Ahead* ahead) const {
+    const Problem& p = call.problem;
+    const Index rows = first < keys_from ? 0 : std::min(scan.sizes_.chunk, keys_to - first);
+    const Index at = bh * p.n_kv + first;
+    ahead->add(call.in.k.data() + at * p.d_k, rows * p.d_k);
+    ahead->add(call.in.v.data() + at * p.d_v, rows * p.d_v);
+    ahead->add(dk.data() + at * p.d_k, rows * p.d_k);
+    ahead->add(dv.data() + at * p.d_v, rows * p.d_v);
+  }
+
+  void emit(Index bh, Index c, const float* state, int thread, engine::Ahead* soon) {
     const Sizes& s = scan.sizes_;
     const Problem& p = call.problem;
     const Work w = scan.work(thread);
@@ -147,8 +182,16 @@ struct LinearScan::KeyGradient {
         engine::decay_scores(d.up, s.chunk, w.dscores);
       }
       const float* const decay = d ? d.down : nullptr;
-      engine::chunk_outputs<Local::from>(v, s.plus, state, s.wide_f, decay, dweights, w.q, s.wide_f,
-                                         s.chunk, nullptr, w.tile, s.wide_f);
+      const auto write = [&](auto ahead) {
+        engine::chunk_outputs<Local::from>(v, s.plus, state, s.wide_f, decay, dweights, w.q,
+                                           s.wide_f, s.chunk, nullptr, w.tile, s.wide_f, ahead);
+      };
+      if (soon != nullptr) {
+        request_keys(bh, first - s.chunk, soon);
+        write(*soon);
+      } else {
+        write(engine::Nothing{});
+      }
       pull_back(bh, first, count, w, to_k);
       engine::chunk_outputs<Local::from>(k, s.features, w.turned, s.wide_v, decay, weights, w.g,
                                          s.wide_plus, s.chunk, nullptr, w.tile, s.wide_v);
@@ -162,8 +205,9 @@ struct LinearScan::KeyGradient {
               std::pow(base, static_cast<double>(std::max<Index>(keys_to - first - j, 0))));
         decay = w.norm;
       }
+      request_keys(bh, first + s.chunk, soon);
       engine::chunk_outputs<Local::none>(v, s.plus, state, s.wide_f, decay, dweights, nullptr, 0,
-                                         s.chunk, nullptr, w.tile, s.wide_f);
+                                         s.chunk, nullptr, w.tile, s.wide_f, *soon);
       pull_back(bh, first, count, w, to_k);
       engine::chunk_outputs<Local::none>(k, s.features, w.turned, s.wide_v, decay, weights, nullptr,
                                          0, s.chunk, nullptr, w.tile, s.wide_v);

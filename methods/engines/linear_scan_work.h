@@ -17,11 +17,6 @@ using engine::round_up;
 using engine::store;
 using engine::Vec;
 
-// Asks for rows that will be needed soon; the hardware does not see across the work in between.
-inline void prefetch(const float* rows, Index floats) {
-  for (Index e = 0; e < floats; e += 16) __builtin_prefetch(rows + e, 0, 2);
-}
-
 struct LinearScan::Work {
   float* q;        // [chunk, wide_f]: phi(q)
   float* qt;       // [wide_f, chunk]
@@ -102,7 +97,6 @@ struct LinearScanCall {
     if (const std::uint8_t* real = mask(bh, first))
       for (Index j = 0; j < count; ++j)
         if (real[j] == 0) clear(k, j, j + 1, wide);
-    prefetch(x + total * d, total * d);
   }
 
   // phi(q) of queries [first, first + count) -> q [total, wide].
@@ -112,7 +106,6 @@ struct LinearScanCall {
     const float* const x = rows(in.q, bh, first);
     map.apply(FeatureMap::Side::query, bh, x, count, d, q, wide, scratch);
     clear(q, count, total, wide);
-    prefetch(x + total * d, total * d);
   }
 
   // Values of keys [first, first + count) -> v [total, wide] with masked and missing rows zero;
@@ -128,7 +121,6 @@ struct LinearScanCall {
       if (ones) v[j * wide + d] = 1.0f;
       if (real != nullptr && real[j] == 0) clear(v, j, j + 1, wide);
     }
-    prefetch(x + total * d, total * d);
   }
 
   // Gradients of numerator and denominator of queries [first, first + count) -> g [total, wide]:
@@ -137,11 +129,9 @@ struct LinearScanCall {
     const Index d = problem.d_v;
     const float* const from = rows(dout, bh, first);
     const float* const o = rows(out, bh, first);
-    prefetch(from + total * d, total * d);
     if (!normalize) {
       engine::map_rows(from, count, d, g, wide, [](Vec y) { return y; });
     } else {
-      prefetch(o + total * d, total * d);
       for (Index i = 0; i < count; ++i) {
         const float scale = inverse_norm[bh * problem.n + first + i];
         const float* const x = from + i * d;

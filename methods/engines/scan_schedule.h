@@ -18,7 +18,7 @@
 
 #include "harness/core/parallel.h"
 #include "harness/core/tensor.h"
-#include "methods/engines/simd.h"
+#include "methods/engines/chunk_product.h"
 
 namespace subquad::engine {
 
@@ -54,11 +54,13 @@ class ScanSchedule {
   void clear_totals() { std::fill_n(totals_.data(), totals_.size(), 0.0); }
 
   // Sweep has
-  //   void load(Index head, Index c, int thread);                      operands of chunk c
-  //   void emit(Index head, Index c, const float* state, int thread);  after load
-  //   void increment(Index head, Index c, int thread, auto&& keep);    after load; calls
-  //                                                                    keep(offset, Vec)
-  //   float factor(Index head, Index c);
+  //   load(Index head, Index c, int thread)       operands of chunk c
+  //   emit(Index head, Index c, const float* state, int thread, Ahead* soon)     after load
+  //   increment(Index head, Index c, int thread, bool alone, auto&& keep)        after load;
+  //                                               calls keep(offset, Vec)
+  //   float factor(Index head, Index c)
+  // Only one of emit and increment is called for a chunk where emit gets `soon`, what it should ask
+  // for besides its own next chunk, or increment gets `alone`.
   template <class Sweep>
   void run(Sweep& sweep) {
     grow();
@@ -89,7 +91,7 @@ class ScanSchedule {
   }
   // Segments of a head that are under way at once.
   static Index window(Index heads) {
-    return std::max<Index>(1, (4 * static_cast<Index>(thread_count()) + heads - 1) / heads);
+    return std::max<Index>(1, (2 * static_cast<Index>(thread_count()) + heads - 1) / heads);
   }
   void grow() {
     const Index threads = thread_count();
@@ -108,9 +110,8 @@ class ScanSchedule {
   static Vec advance(float factor, const float* state, Vec increment) {
     return factor * load(state) + increment;
   }
-  void add_to_total(double* total, double factor, const float* sum) const {
-    for (Index e = 0; e < state_floats_; ++e)
-      total[e] = factor * total[e] + static_cast<double>(sum[e]);
+  static void add_to_total(double* total, double factor, const float* sum, Index size) {
+    for (Index e = 0; e < size; ++e) total[e] = factor * total[e] + static_cast<double>(sum[e]);
   }
   static void round_total(const double* total, float* state, Index size) {
     for (Index e = 0; e < size; ++e) state[e] = static_cast<float>(total[e]);
@@ -126,15 +127,15 @@ class ScanSchedule {
       double decay = 1;
       for (Index c = first; c < std::min(first + segment_, chunks_); ++c) {
         sweep.load(head, c, thread);
-        sweep.emit(head, c, state, thread);
+        sweep.emit(head, c, state, thread, nullptr);
         const float factor = sweep.factor(head, c);
-        sweep.increment(head, c, thread, [&](Index at, Vec increment) {
+        sweep.increment(head, c, thread, false, [&](Index at, Vec increment) {
           store(state + at, advance(factor, state + at, increment));
           store(own + at, advance(factor, own + at, increment));
         });
         decay *= static_cast<double>(factor);
       }
-      add_to_total(total(head), decay, own);
+      add_to_total(total(head), decay, own, state_floats_);
     }
   }
 
@@ -152,18 +153,22 @@ class ScanSchedule {
         sweep.load(head, c, thread);
         const float factor = sweep.factor(head, c);
         float* const keep = kept(head, s, slot);
-        sweep.increment(head, c, thread, [&](Index at, Vec increment) {
+        sweep.increment(head, c, thread, true, [&](Index at, Vec increment) {
           store(keep + at, increment);
           store(own + at, advance(factor, own + at, increment));
         });
       });
     });
-    parallel_for(heads_, [&](Index head, int) {
-      for (Index s = 0; s < count; ++s) {
+    constexpr Index kParts = 8;  // of a state: its elements are independent
+    const Index part = (state_floats_ + kParts - 1) / kParts;
+    parallel_for(heads_ * kParts, [&](Index item, int) {
+      const Index head = item / kParts, from = item % kParts * part;
+      const Index size = std::min(part, state_floats_ - from);
+      for (Index s = 0; s < count && size > 0; ++s) {
         double decay = 1;
         chunks_of(s, [&](Index c, Index) { decay *= static_cast<double>(sweep.factor(head, c)); });
-        round_total(total(head), kept(head, s, segment_ + 1), state_floats_);
-        add_to_total(total(head), decay, kept(head, s, segment_));
+        round_total(total(head) + from, kept(head, s, segment_ + 1) + from, size);
+        add_to_total(total(head) + from, decay, kept(head, s, segment_) + from, size);
       }
     });
     parallel_for(heads_ * count, [&](Index item, int thread) {
@@ -171,9 +176,11 @@ class ScanSchedule {
       float* const state = kept(head, s, segment_ + 1);
       chunks_of(s, [&](Index c, Index slot) {
         sweep.load(head, c, thread);
-        sweep.emit(head, c, state, thread);
-        const float factor = sweep.factor(head, c);
         const float* const increment = kept(head, s, slot);
+        Ahead soon;
+        soon.add(increment, state_floats_);
+        sweep.emit(head, c, state, thread, &soon);
+        const float factor = sweep.factor(head, c);
         for (Index e = 0; e < state_floats_; e += kLanes)
           store(state + e, advance(factor, state + e, load(increment + e)));
       });
@@ -211,7 +218,7 @@ class ScanTotals {
       for (Index c = first; c < std::min(first + segment_, chunks_); ++c) {
         sweep.load(head, c, thread);
         const float factor = sweep.factor(head, c);
-        sweep.increment(head, c, thread, [&](Index at, Vec increment) {
+        sweep.increment(head, c, thread, true, [&](Index at, Vec increment) {
           store(own + at, factor * load(own + at) + increment);
         });
       }
