@@ -102,6 +102,14 @@ inline constexpr Column kColumns[] = {
     {"command", "runner", "reproduces this row alone"},
     {"line_crc", "runner",
      "CRC-32 of the line with this field empty, 8 hex digits; a damaged line is refused"},
+    // limits of the machine, measured in the same run
+    {"fma_peak_gflops", "worker",
+     "GFLOP/s of float32 multiply-adds in registers on the cell's threads, between its "
+     "repetitions"},
+    {"fraction_of_peak", "worker", "gflops / fma_peak_gflops"},
+    {"bandwidth_gbs", "runner",
+     "GB/s of reading or copying memory on the cell's threads, the better; at most a minute old"},
+    {"fraction_of_bandwidth", "runner", "decode: state_bytes / time_s / bandwidth_gbs"},
 };
 
 }  // namespace subquad

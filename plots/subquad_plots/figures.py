@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from . import decode, error, figure, layout, memory, overview, pareto, speedup, style, time, views
+from . import decode, error, figure, layout, memory, overview, pareto, peak, speedup, style, time, views
 
 # Each has NAME, applies(view), caption(view) and draw(axes, view, context). To add a figure, write
 # such a module and name it here.
-FIGURES = [time, decode, speedup, memory, error, pareto]
+FIGURES = [time, decode, speedup, memory, error, pareto, peak]
 
 
 def draw_one(kind, view, context, results, directory, formats):

@@ -23,6 +23,7 @@ NUMERIC = [
     "state_bytes", "kv_bytes", "aux_bytes", "cold_bytes", "rel_error", "max_error", "cosine",
     "error_rows", "error_rows_total", "kl", "topk_mass", "topk", "context_switches", "steal_s",
     "mhz", "calibration_before", "calibration_after", "wall_s",
+    "fma_peak_gflops", "fraction_of_peak", "bandwidth_gbs", "fraction_of_bandwidth",
 ]
 TEXT = [
     "cell_id", "status", "reason", "method", "label", "method_params", "family", "approximates",
