@@ -16,6 +16,7 @@
 #include "harness/measure/fit_data.h"
 #include "harness/measure/fresh_input.h"
 #include "harness/measure/judgement.h"
+#include "harness/measure/limits.h"
 #include "harness/measure/machine.h"
 #include "harness/measure/memory.h"
 #include "harness/measure/noise.h"
@@ -188,9 +189,15 @@ class LifeCycle {
     const auto set_of = [&](Index number) { return (number + shift) % sets; };
     timed.call = [&](Index number) { run_->call(set_of(number)); };
     if (run_->ready_before_every_call())
-      timed.before_call = [&](Index number) { run_->ready(set_of(number)); };
+      timed.before_call = [&](Index number) {
+        run_->ready(set_of(number));
+        parallel_for(thread_count(),
+                     [](Index, int) {});  // threads may have gone to sleep meanwhile
+      };
+    PeakMeter peak;
     timed.before_repetition = [&] {
       for (Index set = 0; set < sets; ++set) outputs_->fill_outputs(set);
+      peak.sample();
     };
     timed.after_repetition = [&](Index first, Index count) {
       for (Index i = first; i < first + std::min(count, sets); ++i) {
@@ -204,6 +211,7 @@ class LifeCycle {
     const double calibration_before = calibrate();
     const NoiseSnapshot before = noise_snapshot();
     Timing timing = time_calls(timed, options);
+    peak.sample();
     Noise noise = noise_between(before, noise_snapshot());
     report_.put_count("vm_hwm_bytes", vm_hwm_bytes());
     noise.calibration_before = calibration_before;
@@ -214,7 +222,7 @@ class LifeCycle {
     put_metrics();
     for (double& sample : timing.samples) sample /= static_cast<double>(run_->steps());
     typical_s_ = median(timing.samples);
-    fill_time_columns(timing);
+    fill_time_columns(timing, peak.gflops());
     for (Doubt& d : doubts(timing.samples, timing.iterations * run_->steps(),
                            cell_.measure.max_spread, noise, cell_.threads))
       report_.doubt(std::move(d));
@@ -231,7 +239,7 @@ class LifeCycle {
         throw WrongResult(fmt::format("wrote into its inputs (set {})", set));
   }
 
-  void fill_time_columns(const Timing& timing) {
+  void fill_time_columns(const Timing& timing, double peak_gflops) {
     const std::vector<double>& s = timing.samples;
     const Problem& p = cell_.problem;
     report_.put("time_s", typical_s_);
@@ -247,7 +255,11 @@ class LifeCycle {
         static_cast<double>(p.batch) * (cell_.pass == Pass::decode ? 1 : static_cast<double>(p.n));
     report_.put("tokens_per_s", tokens / typical_s_);
     const double flops = method_->flops(p, cell_.pass);
-    if (flops > 0) report_.put("gflops", 1e-9 * flops / typical_s_);
+    report_.put("fma_peak_gflops", peak_gflops);
+    if (flops > 0) {
+      report_.put("gflops", 1e-9 * flops / typical_s_);
+      report_.put("fraction_of_peak", 1e-9 * flops / typical_s_ / peak_gflops);
+    }
     report_.samples(s);
   }
 
@@ -363,7 +375,7 @@ void measure_cell(const Cell& cell, const std::string& reference_path, JobResult
     // Time that was taken of a wrong answer is no result.
     result->samples.clear();
     for (const char* column : {"time_s", "time_min_s", "time_max_s", "time_q25_s", "time_q75_s",
-                               "spread", "tokens_per_s", "gflops"})
+                               "spread", "tokens_per_s", "gflops", "fraction_of_peak"})
       result->columns.erase(column);
   }
 }

@@ -159,6 +159,7 @@ void to_json(nlohmann::json& json, const Job& job) {
   json = {{"cell", job.cell},
           {"round", job.round},
           {"make_reference", job.make_reference},
+          {"measure_bandwidth", job.measure_bandwidth},
           {"reference_path", job.reference_path}};
 }
 
@@ -166,6 +167,7 @@ void from_json(const nlohmann::json& json, Job& job) {
   json.at("cell").get_to(job.cell);
   json.at("round").get_to(job.round);
   json.at("make_reference").get_to(job.make_reference);
+  json.at("measure_bandwidth").get_to(job.measure_bandwidth);
   json.at("reference_path").get_to(job.reference_path);
 }
 

@@ -67,7 +67,9 @@ struct Job {
   Cell cell;
   int round = 0;
   bool make_reference = false;  // compute and store the reference instead of measuring
-  std::string reference_path;   // file to read the exact reference from, or to write it to
+  // Measure the memory's bandwidth on the cell's threads instead: answers column bandwidth_gbs.
+  bool measure_bandwidth = false;
+  std::string reference_path;  // file to read the exact reference from, or to write it to
 };
 
 void to_json(nlohmann::json& json, const Job& job);

@@ -401,14 +401,30 @@ ProcessEnd run_process(const ProcessSpec& spec) {
   return end;
 }
 
+std::vector<std::string> allocator_environment() {
+  // 16 GiB: above every block that a call may want for itself.
+  return {"MALLOC_MMAP_THRESHOLD_=17179869184", "MALLOC_TRIM_THRESHOLD_=17179869184",
+          "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"};
+}
+
+void restart_with(const std::vector<std::string>& environment, char** argv) {
+  bool set = true;
+  for (const std::string& entry : environment) {
+    const std::size_t equal = entry.find('=');
+    const std::string name = entry.substr(0, equal), value = entry.substr(equal + 1);
+    const char* const present = std::getenv(name.c_str());
+    set = set && present != nullptr && value == present;
+    setenv(name.c_str(), value.c_str(), 1);
+  }
+  if (set) return;
+  execv("/proc/self/exe", argv);
+  fail("cannot start this program again");
+}
+
 std::vector<std::string> worker_environment(int threads) {
-  // 32 and 64 MiB are where glibc's own moving thresholds end up at most.
-  std::vector<std::string> environment = {"LANG=C",
-                                          "LC_ALL=C",
-                                          fmt::format("OMP_NUM_THREADS={}", threads),
-                                          "OMP_DYNAMIC=false",
-                                          "MALLOC_MMAP_THRESHOLD_=33554432",
-                                          "MALLOC_TRIM_THRESHOLD_=67108864"};
+  std::vector<std::string> environment = {
+      "LANG=C", "LC_ALL=C", fmt::format("OMP_NUM_THREADS={}", threads), "OMP_DYNAMIC=false"};
+  for (std::string& entry : allocator_environment()) environment.push_back(std::move(entry));
   constexpr std::string_view kKept[] = {
       "PATH=",         "HOME=",          "TMPDIR=",       "LD_",           "OMP_",    "GOMP_",
       "ASAN_OPTIONS=", "UBSAN_OPTIONS=", "LSAN_OPTIONS=", "TSAN_OPTIONS=", "SUBQUAD_"};

@@ -43,9 +43,18 @@ struct ProcessEnd {
 // InternalError when the process cannot be started or cannot be killed.
 ProcessEnd run_process(const ProcessSpec& spec);
 
+// What the allocator of a measuring process is told: freed memory is kept for the next call instead
+// of being unmapped and faulted in anew, and large blocks ask for huge pages
+// (harness/measure/README.md has the effect of each).
+std::vector<std::string> allocator_environment();
+
+// Starts this program again with these variables, unless they are set already: the allocator reads
+// them once, at the start. For benchmarks that are not started by the runner.
+void restart_with(const std::vector<std::string>& environment, char** argv);
+
 // The environment of a worker: of the caller's only what a program needs to start (PATH, HOME,
-// TMPDIR, LD_*, OMP_*, GOMP_*, sanitizer options), LANG=C, the number of OpenMP threads, and fixed
-// thresholds of the allocator, which otherwise depend on what was freed before.
+// TMPDIR, LD_*, OMP_*, GOMP_*, sanitizer options), LANG=C, the number of OpenMP threads, and
+// allocator_environment().
 std::vector<std::string> worker_environment(int threads);
 
 // One answer is "SQ1 <decimal length>\n<JSON>\n". `body` is the JSON of the first whole frame.

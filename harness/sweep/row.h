@@ -100,16 +100,15 @@ inline constexpr Column kColumns[] = {
     {"started", "runner", "UTC, ISO 8601; for humans"},
     {"wall_s", "runner", "wall time of the worker process"},
     {"command", "runner", "reproduces this row alone"},
+    {"line_crc", "runner",
+     "CRC-32 of the line with this field empty, 8 hex digits; a damaged line is refused"},
     // the attention matrix against the exact one, where the method shows it
     {"matrix_error", "worker", "relative Frobenius error of the attention matrix"},
-    {"row_tv", "worker",
-     "mean total variation of its rows: half the sum of absolute differences"},
+    {"row_tv", "worker", "mean total variation of its rows: half the sum of absolute differences"},
     {"matrix_rows", "worker", "rows of the attention matrix judged, over all heads"},
     {"bounds_in", "worker",
      "oracles: the column in which no method that it bounds is smaller at equal keys_per_query"},
     {"bounded_by", "runner", "a;b, the oracles that bound the method"},
-    {"line_crc", "runner",
-     "CRC-32 of the line with this field empty, 8 hex digits; a damaged line is refused"},
     // training
     {"train_params", "runner", "train: a=1;b=2, every option"},
     {"accuracy", "worker", "train: share of the test labels that have the largest logit"},
@@ -126,6 +125,14 @@ inline constexpr Column kColumns[] = {
     {"half_step", "worker", "train: first validation with an accuracy above 0.5"},
     {"parameters", "worker", "train: learned numbers"},
     {"floors", "worker", "train: trivial predictors of the task, name=value;..."},
+    // limits of the machine, measured in the same run
+    {"fma_peak_gflops", "worker",
+     "GFLOP/s of float32 multiply-adds in registers on the cell's threads, between its "
+     "repetitions"},
+    {"fraction_of_peak", "worker", "gflops / fma_peak_gflops"},
+    {"bandwidth_gbs", "runner",
+     "GB/s of reading or copying memory on the cell's threads, the better; at most a minute old"},
+    {"fraction_of_bandwidth", "runner", "decode: state_bytes / time_s / bandwidth_gbs"},
 };
 
 }  // namespace subquad

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -15,6 +16,7 @@
 #include <utility>
 
 #include "harness/core/registry.h"
+#include "harness/measure/memory.h"
 #include "harness/sweep/attempts_log.h"
 #include "harness/sweep/memory_limit.h"
 #include "harness/sweep/outcome.h"
@@ -75,6 +77,11 @@ RowFields asked_columns(const Cell& cell, const Provenance& provenance) {
   return row;
 }
 
+double number(const RowFields& row, const char* column) {  // 0 when it is missing
+  const auto found = row.find(column);
+  return found == row.end() ? 0 : std::strtod(found->second.c_str(), nullptr);
+}
+
 // One run of run_sweep.
 class Sweep {
  public:
@@ -92,6 +99,7 @@ class Sweep {
   void write_descriptions();
   void run_step(const Step& step);
   std::string reference_for(const Cell& cell);  // path, or "" when there is none
+  std::string bandwidth_for(const Cell& cell);  // GB/s as CSV text, or "" when there is none
   ProcessSpec spec_for(const Job& job) const;
   void keep_log(const std::string& title, const std::string& log);
   RunReport report() const;
@@ -108,6 +116,11 @@ class Sweep {
   std::map<Key, Status> status_;                          // of the last row of every cell and round
   std::map<std::string, std::string> failed_references_;  // id -> why
   std::map<std::string, std::size_t> doubts_;             // flag -> rows of this run
+  struct Measured {
+    std::string gbs;
+    double at = 0;  // monotonic seconds
+  };
+  std::map<std::pair<int, bool>, Measured> bandwidth_;  // by threads and pinning
   std::vector<std::string> warnings_;
   std::size_t earlier_ = 0;
 };
@@ -265,6 +278,32 @@ std::string Sweep::reference_for(const Cell& cell) {
   return "";
 }
 
+// Measured anew when it is a minute old: clocks and neighbours change, and it takes half a second.
+std::string Sweep::bandwidth_for(const Cell& cell) {
+  constexpr double kMaxAge = 60;  // seconds
+  Measured& last = bandwidth_[{cell.threads, cell.measure.pin}];
+  if (last.at > 0 && monotonic_seconds() - last.at < kMaxAge) return last.gbs;
+  Job job;
+  job.cell = cell;
+  job.measure_bandwidth = true;
+  job.cell.measure.timeout_s = 60;
+  job.cell.measure.memory_limit_mb = 0;  // meant for methods
+  const ProcessSpec spec = spec_for(job);
+  const ProcessEnd end = run_process(spec);
+  keep_log(fmt::format("bandwidth of {} threads", cell.threads), end.log);
+  const JobResult result = judge(end, spec);
+  if (result.status == Status::interrupted) return "";
+  const auto found = result.columns.find("bandwidth_gbs");
+  last.gbs = found == result.columns.end() ? "" : found->second;
+  last.at = monotonic_seconds();
+  if (last.gbs.empty()) {
+    last.at += 1e9;  // not again in this run
+    warnings_.push_back(fmt::format("the bandwidth of the memory could not be measured: {}: {}",
+                                    name(result.status), result.reason));
+  }
+  return last.gbs;
+}
+
 void Sweep::run_step(const Step& step) {
   const Cell& cell = config_.cells[step.cell];
   const std::string& id = ids_[step.cell];
@@ -272,6 +311,7 @@ void Sweep::run_step(const Step& step) {
   job.cell = cell;
   job.round = step.round;
   if (needs_reference(cell)) job.reference_path = reference_for(cell);
+  const std::string bandwidth = bandwidth_for(cell);
   if (stopped()) return;
 
   const int attempt = attempts_.start(id, step.round);
@@ -297,6 +337,13 @@ void Sweep::run_step(const Step& step) {
   keep_log(fmt::format("{} round {} attempt {}: {}", id, step.round, attempt, cell.str()), end.log);
 
   row.insert(result.columns.begin(), result.columns.end());
+  if (result.columns.contains("time_s") && !bandwidth.empty()) {
+    row["bandwidth_gbs"] = bandwidth;
+    const double bytes = number(row, "state_bytes"), seconds = number(row, "time_s");
+    if (cell.pass == Pass::decode && bytes > 0 && seconds > 0)
+      row["fraction_of_bandwidth"] =
+          to_string(ParamValue(1e-9 * bytes / seconds / number(row, "bandwidth_gbs")));
+  }
   row["status"] = name(result.status);
   row["reason"] = result.reason;
   row["wall_s"] = fmt::format("{:.4f}", end.wall_s);

@@ -12,6 +12,8 @@
 #include "harness/core/error.h"
 #include "harness/core/plugin.h"
 #include "harness/measure/life_cycle.h"
+#include "harness/measure/limits.h"
+#include "harness/measure/processors.h"
 #include "harness/measure/train_cell.h"
 
 namespace subquad {
@@ -20,7 +22,19 @@ namespace {
 constexpr int kJobDescriptor = 3, kAnswerDescriptor = 4;
 constexpr int kPrivateDescriptor = 200;  // the answer's, out of the way of method code
 
+void measure_bandwidth(const Cell& cell, JobResult* result) {
+  set_threads(cell.threads);
+  if (cell.measure.pin) pin_threads(cell.threads);
+  const Bandwidth bandwidth = memory_bandwidth(bandwidth_buffer_bytes());
+  result->columns["bandwidth_gbs"] = to_string(ParamValue(bandwidth.best()));
+  result->status = Status::ok;
+}
+
 void run(const Job& job, JobResult* result) {
+  if (job.measure_bandwidth) {  // nothing of a method, not even its plugin
+    measure_bandwidth(job.cell, result);
+    return;
+  }
   for (const std::string& plugin : job.cell.plugins) load_plugin(plugin);
   if (job.make_reference) {
     make_reference_file(job.cell, job.reference_path);

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from . import (bound, decode, error, figure, layout, matrix_error, memory, overview, pareto,
-               speedup, style, time, views)
+               peak, speedup, style, time, views)
 
 # Each has NAME, applies(view), caption(view) and draw(axes, view, context). To add a figure, write
 # such a module and name it here. One with panels(view), the number of its panels, gets a list of
 # axes and both columns of the page when there are several.
-FIGURES = [time, decode, speedup, memory, error, matrix_error, bound, pareto]
+FIGURES = [time, decode, speedup, memory, error, matrix_error, bound, pareto, peak]
 
 
 def draw_one(kind, view, context, results, directory, formats):

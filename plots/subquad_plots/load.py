@@ -24,6 +24,7 @@ NUMERIC = [
     "error_rows", "error_rows_total", "kl", "topk_mass", "topk", "context_switches", "steal_s",
     "mhz", "calibration_before", "calibration_after", "wall_s", "matrix_error", "row_tv",
     "matrix_rows",
+    "fma_peak_gflops", "fraction_of_peak", "bandwidth_gbs", "fraction_of_bandwidth",
 ]
 TEXT = [
     "cell_id", "status", "reason", "method", "label", "method_params", "family", "approximates",

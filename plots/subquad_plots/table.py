@@ -11,11 +11,15 @@ from .pivot import csv_keys, AXIS_NAMES, make  # noqa: F401 (make is part of the
 SPREADS = ("none", "plusminus", "range")
 MISSING = "-"
 NAMES = {"time_s": "time per call", "speedup": "speed-up over dense", "peak_bytes": "peak memory",
-         "rel_error": "relative error", "tokens_per_s": "throughput"}
+         "rel_error": "relative error", "tokens_per_s": "throughput",
+         "fraction_of_peak": "share of the multiply-add peak",
+         "fraction_of_bandwidth": "share of the memory bandwidth"}
 TIME_NAMES = {"decode": "time per token", "train": "time per step"}
-BASE_UNITS = {"gflops": "GFLOP/s", "tokens_per_s": "1/s", "mhz": "MHz", "speedup": "1",
+BASE_UNITS = {"gflops": "GFLOP/s", "fma_peak_gflops": "GFLOP/s", "bandwidth_gbs": "GB/s",
+             "fraction_of_peak": "1", "fraction_of_bandwidth": "1", "tokens_per_s": "1/s", "mhz": "MHz", "speedup": "1",
               "steal_s": "s", "rel_error": "1", "max_error": "1", "cosine": "1"}
-HIGHER_IS_BETTER = ("speedup", "tokens_per_s", "gflops", "cosine", "topk_mass")
+HIGHER_IS_BETTER = ("speedup", "tokens_per_s", "gflops", "cosine", "topk_mass",
+                    "fraction_of_peak", "fraction_of_bandwidth")
 LOWER_IS_BETTER = ("rel_error", "max_error", "kl", "keys_per_query", "spread")
 SHOWN_AS = {"series": "label", "task_split": "task_params", "kv": "n_kv"}
 

@@ -3,12 +3,13 @@
 //
 //   attn_worker THREADS [METHOD] [key=value ...]        METHOD defaults to dense
 //
-// Reads lines `PASS N HEADS CAUSAL` (PASS: fwd, or fwdbwd for both halves together; batch 1) and
-// answers each with one line: `ok t1 t2 ...`, seconds of single calls after a warm-up, or
-// `skip reason`. The environment sets MIN_S (seconds that a visit measures, 0.1) and D (width of
-// q, k and v, 64). Calls go from existing inputs to existing outputs; what a call of its own has
-// allocated in prepare() is outside. A few rows of the last timed output are compared with
-// a double-precision evaluation; an output that is wrong is skipped, not timed.
+// Reads lines `PASS N HEADS CAUSAL` (PASS: fwd; fwdbwd for both halves together; decode for single
+// tokens at the end of a history of N; batch 1) and answers each with one line: `ok t1 t2 ...`,
+// seconds of single calls (tokens) after a warm-up, or `skip reason`. The environment sets MIN_S
+// (seconds that a visit measures, 0.1) and D (width of q, k and v, 64). Calls go from existing
+// inputs to existing outputs; what a call of its own has allocated in prepare() is outside. A few
+// rows of the last timed output are compared with a double-precision evaluation; an output that is
+// wrong is skipped, not timed.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -26,6 +27,7 @@
 #include "harness/measure/pass_run.h"
 #include "harness/measure/processors.h"
 #include "harness/measure/reference.h"
+#include "harness/sweep/process.h"
 #include "tests/reference/registry.h"
 
 namespace {
@@ -37,6 +39,9 @@ constexpr Index kTranscribed = 256;       // tokens that a method's own transcri
 constexpr Index kRows = 8;                // query rows per head judged of an exact method
 constexpr Seed kSeed = 1;
 constexpr double kTolerance = 1e-5;  // relative Frobenius error of float32 against double
+
+const std::map<std::string, Pass> kPasses{
+    {"fwd", Pass::forward}, {"fwdbwd", Pass::forward_backward}, {"decode", Pass::decode}};
 
 double environment(const char* name, double fallback) {
   const char* const text = std::getenv(name);
@@ -77,12 +82,12 @@ class Worker {
     std::string pass;
     Problem p;
     int causal = 0;
-    if (!(words >> pass >> p.n >> p.heads >> causal) || (pass != "fwd" && pass != "fwdbwd"))
+    if (!(words >> pass >> p.n >> p.heads >> causal) || !kPasses.contains(pass))
       return "skip not-understood";
     p.n_kv = p.n;
     p.d_k = p.d_v = static_cast<Index>(environment("D", 64));
     p.causal = causal != 0;
-    const Pass asked = pass == "fwd" ? Pass::forward : Pass::forward_backward;
+    const Pass asked = kPasses.at(pass);
     if (run_ == nullptr || !(p == problem_) || asked != pass_) {
       const std::string reason = set_up(p, asked);
       if (!reason.empty()) return "skip " + reason;
@@ -109,6 +114,7 @@ class Worker {
     run_ = make_pass_run(*method_, entry_.info, *task_,
                          {.problem = p, .pass = pass, .seed = kSeed, .input_sets = 1});
     run_->prepare();
+    run_->prepare_state();
     return "";
   }
 
@@ -116,18 +122,21 @@ class Worker {
   std::vector<double> measure(double min_s) {
     double spent = 0;
     do {
-      spent += timed_call();
+      spent += timed_call() * static_cast<double>(run_->steps());
     } while (spent < 0.1 * min_s);
     std::vector<double> times;
-    for (spent = 0; spent < min_s && times.size() < kMostCalls; spent += times.back())
+    for (spent = 0; spent < min_s && times.size() < kMostCalls;
+         spent += times.back() * static_cast<double>(run_->steps()))
       times.push_back(timed_call());
     return times;
   }
 
   double timed_call() {
+    if (run_->ready_before_every_call()) run_->ready(0);
     const auto start = std::chrono::steady_clock::now();
     run_->call(0);
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() /
+           static_cast<double>(run_->steps());
   }
 
   // Why the output of the last timed call is wrong, or "". Once per shape.
@@ -140,7 +149,11 @@ class Worker {
     const ConstTensorView out = run_->outputs(0).front().tensor;
     const auto transcription = reference::references().find(entry_.info.name);
     ErrorSums sums;
-    if (entry_.info.exact) {
+    if (run_->has_own_reference()) {  // decoding, by an exact method or not
+      const Reference exact = run_->own_reference();
+      for (const PassOutput& output : run_->outputs(0)) sums.add(exact.out.view(), output.tensor);
+      if (!entry_.info.exact) return "";
+    } else if (entry_.info.exact) {
       // Sampled rows of the output, and of dq where there are gradients.
       const bool gradients = pass_ != Pass::forward;
       const Tensor dout = gradients ? make_dout(problem_, kSeed, 0) : Tensor();
@@ -197,6 +210,7 @@ class Worker {
 int main(int argc, char** argv) {
   try {
     if (argc < 2) throw UserError("usage: attn_worker THREADS [METHOD] [key=value ...]");
+    restart_with(allocator_environment(), argv);  // as the runner starts its workers
     Registry::instance().check();
     const int threads = std::stoi(argv[1]);
     if (threads < 1) throw UserError("THREADS must be at least 1");

@@ -102,7 +102,10 @@ def cell_row(model, task, pass_name, n, round_number, dice, causal=1, heads=1, d
         "started": "2025-01-01T00:00:00Z", "wall_s": 0.7,
         "command": f"subquad run example.yaml --filter cell={identity}",
     })
+    row.update({"gflops": 100, "fma_peak_gflops": 125, "fraction_of_peak": 0.8,
+                "bandwidth_gbs": 20})
     if pass_name == "decode":
+        row["fraction_of_bandwidth"] = 0.9
         row.update({"kv_bytes": peak, "aux_bytes": 0, "cold_bytes": 0})
     return row
 

@@ -113,6 +113,13 @@ class Tables(WithDirectory):
         self.assertAlmostEqual(rows["dense", "256"], 0.002)
         self.assertAlmostEqual(rows["some_method", "512"], 0.004)
 
+    def test_the_share_of_the_peak_is_a_plain_number(self):
+        self.write(rows_of("dense", 256, [1.0, 1.0], fraction_of_peak=0.8123))
+        status, out, err = quiet(table.main, [str(self.directory), "--value", "fraction_of_peak"])
+        self.assertEqual(status, 0, err)
+        self.assertIn("0.812", out)
+        self.assertIn("multiply-add peak", out)
+
     def test_a_speed_up_is_formed_within_each_round(self):
         rows = {(r["label"], r["n"]): float(r["value"])
                 for r in csv.DictReader(io.StringIO(self.text("--format=csv", "--value=speedup")))
@@ -144,7 +151,7 @@ class Figures(WithDirectory):
         status, _, err = quiet(plot.main, [str(self.directory), "--format", "png"])
         self.assertEqual(status, 0, err)
         figures = self.directory / "figures"
-        for kind in ("time", "speedup", "memory", "error", "pareto", "overview"):
+        for kind in ("time", "speedup", "memory", "error", "pareto", "peak", "overview"):
             files = list(figures.glob(f"{kind}*.png"))
             self.assertTrue(files, kind)
             self.assertTrue(all(f.stat().st_size > 5000 for f in files), kind)

@@ -70,10 +70,12 @@ TEST_CASE("a job and its result survive their way through JSON", "[cell]") {
   job.cell = sample();
   job.round = 3;
   job.make_reference = true;
+  job.measure_bandwidth = true;
   job.reference_path = "/tmp/r";
   const Job back = nlohmann::json::parse(nlohmann::json(job).dump()).get<Job>();
   CHECK(nlohmann::json(back) == nlohmann::json(job));
   CHECK(back.make_reference);
+  CHECK(back.measure_bandwidth);
 
   JobResult result;
   result.status = Status::unstable;

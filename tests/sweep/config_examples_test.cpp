@@ -17,7 +17,9 @@ namespace {
 
 // Configs whose files the user supplies, and what they say without them.
 const std::map<std::string, std::string> kNeedFiles{
-    {"npy_capture", "npy: capture: not a directory"}, {"plugin", "No such file or directory"}};
+    {"npy_capture", "npy: capture: not a directory"},
+    {"plugin", "No such file or directory"},
+    {"peers", "unknown method"}};
 
 std::vector<fs::path> shipped() {
   std::vector<fs::path> paths;
