@@ -45,6 +45,10 @@ void check_steps(const Runner& run, const Problem& p, int threads) {
 void check_allocations(const Runner& run) {
   if (!hooks_active()) throw Skip{"allocations are not counted in this build"};
   const MethodInfo& info = run.entry.info;
+  // Nobody times an oracle's decomposition, and other people's libraries allocate as they please;
+  // their rows say so in timed_allocs.
+  if (info.oracle) throw Skip{"an oracle is a bound, not a competitor in time"};
+  if (info.family == "peers") throw Skip{"a peer's own library allocates"};
   const ThreadCount restore;
   for (const int threads : {1, 2}) {
     omp_set_num_threads(threads);

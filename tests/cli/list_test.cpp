@@ -14,6 +14,7 @@ std::set<std::string> files_in(const std::string& folder) {
   for (const auto& entry :
        fs::recursive_directory_iterator(std::string(SUBQUAD_SOURCE_DIR) + "/" + folder))
     if (entry.path().extension() == ".cpp" && entry.path().parent_path().filename() != "engines" &&
+        entry.path().string().find("/peers/") == std::string::npos &&  // plugins, not built in
         contents(entry.path().string())
                 .find(folder == "tasks" ? "RegisterTask<" : "RegisterMethod<") != std::string::npos)
       names.insert(entry.path().stem().string());

@@ -34,6 +34,10 @@ std::vector<Settings> settings_of(const std::string& name) {
     return {one("rank", 1), one("rank", 5), {}};
   if (name == "column_sampling")
     return {one("samples", 1), {{"samples", Index{40}}, {"values", true}}, {}};
+  if (name == "deltanet")
+    return {{{"chunk", Index{16}}},  {{"beta", 1.0}},
+            {{"beta", 0.0}},         {{"beta", 0.02}, {"normalize", false}},
+            {{"chunk", Index{256}}}, {}};
   if (name == "lightning2")
     return {{{"decay", "none"}},
             {{"decay", "linear"}, {"layer", Index{1}}, {"layers", Index{3}}},
@@ -220,9 +224,11 @@ TEST_CASE("gradients equal the reference gradients", "[methods]") {
             const double floor = 0.05 * norm(cast<double>(dout));
             return relative_error(g, w) * (norm(w) > 0 ? norm(w) : 1) / std::max(norm(w), floor);
           };
-          CHECK(error(got.dq, want.dq) <= 1e-5);
-          CHECK(error(got.dk, want.dk) <= 1e-5);
-          CHECK(error(got.dv, want.dv) <= 1e-5);
+          // exp(W x) carries the rounding of its exponent, about 10 epsilon each.
+          const double tolerance = name == "performer" ? 3e-5 : 1e-5;
+          CHECK(error(got.dq, want.dq) <= tolerance);
+          CHECK(error(got.dk, want.dk) <= tolerance);
+          CHECK(error(got.dv, want.dv) <= tolerance);
         }
       }
   }

@@ -93,7 +93,9 @@ TEST_CASE("the scale of linear attention is without effect", "[methods]") {
 
 TEST_CASE("large logits neither overflow nor lose accuracy", "[methods]") {
   for (const auto& [name, reference] : reference::references()) {
-    if (Registry::instance().method(name).info.approximates != Approximates::softmax) continue;
+    const MethodInfo& info = Registry::instance().method(name).info;
+    // Random features estimate exp(80) with an error of its own size.
+    if (info.approximates != Approximates::softmax || info.random) continue;
     for (const bool causal : {false, true})
       for (const double limit : {80.0, 1e4}) {
         Problem p{
@@ -113,14 +115,14 @@ TEST_CASE("large logits neither overflow nor lose accuracy", "[methods]") {
         INFO(name << " " << p.str() << " limit " << limit);
         Tensor dout(p.batch, p.heads, p.n, p.d_v);
         dout.fill(1);
-        const bool backward = Registry::instance().method(name).info.supports(Pass::backward);
+        const bool backward = info.supports(Pass::backward);
         const Outcome got = run_method(name, {}, p, in, backward ? &dout : nullptr);
         const TensorD want = reference.forward(resolved(name, {}), double_call(p, in));
         // At 1e4 a float32 logit itself is only known to 1e-3.
         CHECK(relative_error(got.out, want) <= (limit > 100 ? 1e-2 : 1e-5));
         if (!backward) continue;
         for (const Tensor* g : {&got.dq, &got.dk, &got.dv})
-          for (Index e = 0; e < g->size(); ++e)
+          for (Index e = 0; e < g->size() && backward; ++e)
             if (!std::isfinite(g->data()[e])) FAIL("gradient element " << e << " is not finite");
       }
   }
@@ -131,6 +133,7 @@ TEST_CASE("a query that sees no key has a zero row and no gradient", "[methods]"
     const MethodInfo& info = Registry::instance().method(name).info;
     if (!info.key_padding) continue;
     for (const bool causal : {false, true}) {
+      if (!causal && !info.bidirectional) continue;
       INFO(name << (causal ? " causal" : ""));
       const Problem p{
           .batch = 2, .heads = 2, .n = 70, .n_kv = 70, .d_k = 5, .d_v = 7, .causal = causal};

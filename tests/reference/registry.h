@@ -7,6 +7,7 @@
 #include "harness/core/params.h"
 #include "tests/reference/block_patterns.h"
 #include "tests/reference/conv_basis.h"
+#include "tests/reference/deltanet.h"
 #include "tests/reference/hrrformer.h"
 #include "tests/reference/linear_attention.h"
 #include "tests/reference/nprf.h"
@@ -61,6 +62,10 @@ inline LinearOptions performer_options(const Settings& s, const Problem& p) {
   return performer_options(o, p, 0);
 }
 
+inline DeltaOptions delta_options(const Settings& s) {
+  return {{std::get<double>(s.at("beta"))}, std::get<bool>(s.at("normalize"))};
+}
+
 inline const std::map<std::string, Reference>& references() {
   const auto integer = [](const Settings& s, const char* key) {
     return std::get<Index>(s.at(key));
@@ -111,7 +116,16 @@ inline const std::map<std::string, Reference>& references() {
           return conv_basis_gradient(ConvBasisRule::from(s), c, dout);
         }}},
       {"dense", dense},
+      {"deltanet",
+       {[](const Settings& s, const Call& c) { return delta_rule(c, delta_options(s)); },
+        [](const Settings& s, const Call& c, const TensorD& dout) {
+          DeltaGradient gradient;
+          delta_rule(c, delta_options(s), &dout, &gradient);
+          return std::move(gradient.qkv);
+        }}},
       {"dense_naive", dense},
+      {"dense_recompute", {dense.forward}},
+      {"dense_stateful", {dense.forward}},
       {"lightning2",
        {[](const Settings& s, const Call& c) {
           return linear_attention(c, lightning_options(s, c.problem));
