@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "harness/core/registry.h"
-#include "methods/engines/band_attention.h"
 #include "methods/engines/score_tile.h"
+#include "methods/engines/tiled_attention.h"
 
 namespace subquad {
 namespace {
@@ -55,7 +55,7 @@ class RecomputeDecoder final : public Decoder {
       Problem p{
           .n = padded, .n_kv = padded, .d_k = config_.d_k, .d_v = config_.d_v, .causal = true};
       p.scale = config_.logit_scale();
-      attention_.prepare(p, Band::dense(p), false);
+      attention_.prepare(p, Pattern::of(Band::dense(p)), false);
       prepared_ = padded;
     }
     const auto head = [&](Tensor& x, Index h, Index d) {
@@ -89,7 +89,7 @@ class RecomputeDecoder final : public Decoder {
   Index rows_;        // capacity in whole grains
   Tensor q_, k_, v_;  // [batch * heads, 1, rows, d]
   Tensor out_;        // [1, 1, rows, d_v]: of one head
-  BandAttention attention_;
+  TiledAttention attention_;
   Index prepared_ = 0;  // tokens that attention_ is prepared for
   Index length_ = 0;
 };
@@ -97,7 +97,7 @@ class RecomputeDecoder final : public Decoder {
 class DenseRecompute final : public Method {
  public:
   void prepare(const Problem& problem, const Env&) override {
-    attention_.prepare(problem, Band::dense(problem), false);
+    attention_.prepare(problem, Pattern::of(Band::dense(problem)), false);
   }
   void forward(const Inputs& in, TensorView out, Saved*) override {
     attention_.forward(in, out, nullptr);
@@ -110,20 +110,21 @@ class DenseRecompute final : public Method {
     return {.keys_per_query = static_cast<double>(p.n_kv), .state_bytes = 0};
   }
   double extra_bytes(const Problem& p, Pass pass) const override {
-    if (pass != Pass::decode) return BandAttention::work_bytes(p, Band::dense(p), false);
+    if (pass != Pass::decode)
+      return TiledAttention::work_bytes(p, Pattern::of(Band::dense(p)), false);
     const Index rows = engine::round_up(p.n, kGrain);
     Problem one = p;
     one.batch = one.heads = 1;
     one.n = one.n_kv = rows;
-    return BandAttention::work_bytes(one, Band::dense(one), false) +
+    return TiledAttention::work_bytes(one, Pattern::of(Band::dense(one)), false) +
            4.0 * static_cast<double>(rows * (p.batch * p.heads * (2 * p.d_k + p.d_v) + p.d_v));
   }
   double flops(const Problem& p, Pass) const override {
-    return BandAttention::flops(p, Band::dense(p), Pass::forward);
+    return TiledAttention::flops(p, Pattern::of(Band::dense(p)), Pass::forward);
   }
 
  private:
-  BandAttention attention_;
+  TiledAttention attention_;
 };
 
 const RegisterMethod<DenseRecompute> kRegistration{{

@@ -4,7 +4,7 @@
 // token. Step time O(length (d_k + d_v)).
 
 #include "harness/core/registry.h"
-#include "methods/engines/band_attention.h"
+#include "methods/engines/tiled_attention.h"
 #include "methods/engines/window_decoder.h"
 
 namespace subquad {
@@ -13,7 +13,7 @@ namespace {
 class DenseStateful final : public Method {
  public:
   void prepare(const Problem& problem, const Env&) override {
-    attention_.prepare(problem, Band::dense(problem), false);
+    attention_.prepare(problem, Pattern::of(Band::dense(problem)), false);
   }
   void forward(const Inputs& in, TensorView out, Saved*) override {
     attention_.forward(in, out, nullptr);
@@ -30,14 +30,14 @@ class DenseStateful final : public Method {
     if (pass == Pass::decode)  // cache, scores of one step, scaled query
       return budget(p).state_bytes +
              4.0 * static_cast<double>(p.batch * p.heads * (p.n_kv + p.d_k));
-    return BandAttention::work_bytes(p, Band::dense(p), false);
+    return TiledAttention::work_bytes(p, Pattern::of(Band::dense(p)), false);
   }
   double flops(const Problem& p, Pass) const override {
-    return BandAttention::flops(p, Band::dense(p), Pass::forward);
+    return TiledAttention::flops(p, Pattern::of(Band::dense(p)), Pass::forward);
   }
 
  private:
-  BandAttention attention_;
+  TiledAttention attention_;
 };
 
 const RegisterMethod<DenseStateful> kRegistration{{
