@@ -27,9 +27,7 @@ class DenseStateful final : public Method {
             .state_bytes = 4.0 * static_cast<double>(p.batch * p.heads * p.n_kv * (p.d_k + p.d_v))};
   }
   double extra_bytes(const Problem& p, Pass pass) const override {
-    if (pass == Pass::decode)  // cache, scores of one step, scaled query
-      return budget(p).state_bytes +
-             4.0 * static_cast<double>(p.batch * p.heads * (p.n_kv + p.d_k));
+    if (pass == Pass::decode) return window_decoder_bytes(p.batch * p.heads, p.n_kv, p.d_k, p.d_v);
     return TiledAttention::work_bytes(p, Pattern::of(Band::dense(p)), false);
   }
   double flops(const Problem& p, Pass) const override {

@@ -124,7 +124,6 @@ inline const std::map<std::string, Reference>& references() {
           return std::move(gradient.qkv);
         }}},
       {"dense_naive", dense},
-      {"dense_recompute", {dense.forward}},
       {"dense_stateful", {dense.forward}},
       {"lightning2",
        {[](const Settings& s, const Call& c) {
