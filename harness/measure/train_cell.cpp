@@ -23,7 +23,8 @@ TrainSetup train_setup(const Cell& cell, const Task& task) {
   const std::string invalid = invalid_reason(cell.problem);
   if (!invalid.empty()) throw UserError("problem: " + invalid);
   TrainSetup setup;
-  setup.options = subquad::bind(train_fields(), resolve("train", specs_of(train_fields()), cell.train));
+  setup.options =
+      subquad::bind(train_fields(), resolve("train", specs_of(train_fields()), cell.train));
   for (Index i = 0; i < setup.options.layers; ++i)
     setup.methods.push_back({cell.method, cell.method_settings});
   setup.task = &task;
