@@ -31,7 +31,7 @@ template <class T>
 typename Tape<T>::FreeList& Tape<T>::list_of(Index size) {
   for (FreeList& list : free_)
     if (list.size == size) return list;
-  free_.push_back({size, {}});
+  free_.push_back({size, {}, 0});
   return free_.back();
 }
 
@@ -45,6 +45,7 @@ Buffer<T>* Tape<T>::take(Index size) {
   buffer->users = 1;
   if (list.memory.empty()) {
     memory_.emplace_back(rounded);
+    if (++list.made > list.memory.capacity()) list.memory.reserve(2 * list.made);
     pool_bytes_ += static_cast<double>(rounded) * sizeof(T);
     buffer->data = memory_.back().data();
   } else {

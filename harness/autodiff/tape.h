@@ -148,7 +148,8 @@ class Tape {
   static constexpr std::size_t kChunk = 1 << 16;
   struct FreeList {
     Index size;
-    std::vector<T*> memory;
+    std::vector<T*> memory;  // room for all of this size, so that giving back never allocates
+    std::size_t made = 0;
   };
 
   void* arena(std::size_t bytes);

@@ -2,7 +2,10 @@
 
 #include "harness/autodiff/gemm.h"
 
+#include <array>
 #include <catch2/catch.hpp>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "harness/autodiff/tape.h"
@@ -27,7 +30,7 @@ struct Layout {
 
 // m rows are [2, m / 2] of (batch, n); a width of h * d is heads where the layout says so.
 template <class T>
-void check(Index m, Index n, Index k, const Layout& l, double tolerance) {
+void check(Index m, Index n, Index k, const Layout& l) {
   const Index batch = 2, heads = 4;
   const auto matrix = [&](auto* data, Index rows, Index cols, bool transposed, bool by_head) {
     if (by_head) return by_heads(data, heads, rows / batch, cols / heads);
@@ -76,7 +79,10 @@ void check(Index m, Index n, Index k, const Layout& l, double tolerance) {
         if (!(error <= worst)) worst = error;
       }
     INFO(l.name << " m=" << m << " n=" << n << " k=" << k << " extra=" << extra);
-    REQUIRE(worst <= tolerance * std::sqrt(static_cast<double>(k + 1)));
+    // k roundings of partial sums that reach sqrt(k), of random sign; five deviations are below
+    // this.
+    constexpr double kEpsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
+    REQUIRE(worst <= kEpsilon * static_cast<double>(k + 20));
   }
 }
 
@@ -96,20 +102,20 @@ TEST_CASE("products of every layout are right", "[autodiff]") {
                                                                    {100, 128, 64},
                                                                    {26, 68, 260},
                                                                    {98, 192, 520}}) {
-      check<float>(m, n, k, l, 2e-6);
-      check<double>(m, n, k, l, 4e-15);
+      check<float>(m, n, k, l);
+      check<double>(m, n, k, l);
     }
   }
   const Layout ab = layouts[0];
   for (const auto& [m, n, k] : std::vector<std::array<Index, 3>>{
            {1, 1, 1}, {7, 5, 3}, {13, 17, 257}, {97, 65, 1}, {3, 1, 300}, {5, 3, 0}})
-    check<float>(m, n, k, ab, 2e-6);
+    check<float>(m, n, k, ab);
 }
 
 // dq of a head layout times its weight: the terms come in groups.
 TEST_CASE("terms in groups are summed in any number of blocks", "[autodiff]") {
   const Layout l{"a in heads", false, false, true, false, false};
-  for (const Index k : {8, 64, 256, 512, 1040, 2400}) check<float>(6, 20, k, l, 2e-6);
+  for (const Index k : {8, 64, 256, 512, 1040, 2400}) check<float>(6, 20, k, l);
 }
 
 }  // namespace
