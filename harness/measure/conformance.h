@@ -20,8 +20,9 @@ struct CheckResult {
 
 struct ConformanceOptions {
   Seed seed = 1;
-  int rounds = 3;         // random draws per check; larger finds rarer faults
-  std::string only = {};  // only checks whose name contains this; empty: all
+  int rounds = 3;                      // random draws per check; larger finds rarer faults
+  std::string only = {};               // only checks whose name contains this; empty: all
+  std::vector<std::string> skip = {};  // no checks whose name contains one of these
 };
 
 // Runs every check that applies to the method. Never throws for what a method does wrong.
