@@ -10,8 +10,7 @@ using namespace subquad;
 TEST_CASE("every registered method passes the generated checks under the sanitizer", "[methods]") {
   // Left to the ordinary build, because they would take minutes here: the comparison with oracles,
   // which is the same arithmetic for every method, differences of outputs, and the far ends of
-  // parameters. Cubic oracles
-  // show their memory errors in one check as well as in all.
+  // parameters. Cubic oracles show their memory errors in one check as well as in all.
   for (const MethodEntry* entry : Registry::instance().methods()) {
     ConformanceOptions options{.rounds = 1,
                                .skip = {"bounds:", "parameters:", "central differences"}};
