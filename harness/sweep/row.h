@@ -130,7 +130,7 @@ inline constexpr Column kColumns[] = {
      "GFLOP/s of float32 multiply-adds in registers on the cell's threads, between its "
      "repetitions"},
     {"fraction_of_peak", "worker", "gflops / fma_peak_gflops"},
-    {"bandwidth_gbs", "runner",
+    {"bandwidth_gbs", "worker",
      "GB/s of reading or copying memory on the cell's threads, the better; at most a minute old"},
     {"fraction_of_bandwidth", "runner", "decode: state_bytes / time_s / bandwidth_gbs"},
 };
