@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "harness/core/method.h"
 #include "methods/engines/band.h"
@@ -50,6 +51,22 @@ inline void values_of_real_keys(const Inputs& in, const Problem& p, Index bh, Ma
   v = in.v.head(bh).cast<double>();
   for (Index j = 0; j < p.n_kv && !real.empty(); ++j)
     if (real[static_cast<std::size_t>(j)] == 0) v.row(j).setZero();
+}
+
+// An approximation of a whole matrix may round to something where there is nothing: rows that see
+// no key, and padded keys, get weight zero.
+inline std::vector<bool> rows_without_keys(const MatrixD& a) {
+  std::vector<bool> hidden(static_cast<std::size_t>(a.rows()));
+  for (Index i = 0; i < a.rows(); ++i) hidden[static_cast<std::size_t>(i)] = a.row(i).isZero(0);
+  return hidden;
+}
+inline void clear_hidden(const Inputs& in, const Problem& p, Index bh,
+                         const std::vector<bool>& rows, MatrixD& a) {
+  const auto real = keys_of_batch(in, bh / p.heads);
+  for (Index j = 0; j < p.n_kv && !real.empty(); ++j)
+    if (real[static_cast<std::size_t>(j)] == 0) a.col(j).setZero();
+  for (Index i = 0; i < p.n; ++i)
+    if (rows[static_cast<std::size_t>(i)]) a.row(i).setZero();
 }
 
 }  // namespace subquad

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "methods/engines/tile_product.h"
@@ -124,16 +125,24 @@ inline Vec row_max(const float* row, Bounds whole) {
   return max(max(m0, m1), max(m2, m3));
 }
 
-// row = 2^(row - shift); returns the sum of every lane.
+// What a row of scores with this maximum is shifted by: the next whole number, which makes the
+// exponential cheaper, and rescaling by powers of two exact.
+inline float whole_shift(float maximum) { return std::ceil(maximum); }
+
+// row = 2^(row - shift) for a shift of whole_shift(); returns the sum of every lane.
 inline Vec exponentiate(float* row, Bounds whole, float shift) {
-  const Vec s = broadcast(shift);
+  if (!(std::abs(shift) < Exp2Below::kMaxShift)) {
+    for (Index j = whole.lo; j < whole.hi; j += kLanes) store(row + j, load(row + j) - shift);
+    shift = 0;
+  }
+  const Exp2Below exp2(shift);
   Vec sum0{}, sum1{};
   Index j = whole.lo;
   for (; j + 4 * kLanes <= whole.hi; j += 4 * kLanes) {
-    const Vec e0 = exp2_nonpositive(load(row + j) - s);
-    const Vec e1 = exp2_nonpositive(load(row + j + kLanes) - s);
-    const Vec e2 = exp2_nonpositive(load(row + j + 2 * kLanes) - s);
-    const Vec e3 = exp2_nonpositive(load(row + j + 3 * kLanes) - s);
+    const Vec e0 = exp2(load(row + j));
+    const Vec e1 = exp2(load(row + j + kLanes));
+    const Vec e2 = exp2(load(row + j + 2 * kLanes));
+    const Vec e3 = exp2(load(row + j + 3 * kLanes));
     store(row + j, e0);
     store(row + j + kLanes, e1);
     store(row + j + 2 * kLanes, e2);
@@ -142,7 +151,7 @@ inline Vec exponentiate(float* row, Bounds whole, float shift) {
     sum1 += e2 + e3;
   }
   for (; j < whole.hi; j += kLanes) {
-    const Vec e = exp2_nonpositive(load(row + j) - s);
+    const Vec e = exp2(load(row + j));
     store(row + j, e);
     sum0 += e;
   }

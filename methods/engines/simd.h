@@ -72,20 +72,37 @@ inline float horizontal_sum(Vec v) {
   return lanes[0];
 }
 
-// 2^x for x <= 0; exactly 0 for x <= -126, -infinity included. Relative error below 1.5e-7.
-// x = integer + f, f in [-1/2, 1/2]: the integer goes into the exponent bits, 2^f is a minimax
-// polynomial of degree 5 (relative error 7.5e-8).
-inline Vec exp2_nonpositive(Vec x) {
-  const Vec shifted = x + 12582912.0f;  // 1.5 * 2^23: the low mantissa bits hold the integer
-  const Vec f = x - (shifted - 12582912.0f);
+// 2^(f + integer), f in [-1/2, 1/2], the integer in the low mantissa bits of `shifted`: it goes
+// into the exponent bits, 2^f is a minimax polynomial of degree 5 (relative error 7.5e-8).
+inline Vec exp2_of(Vec f, Vec shifted) {
   Vec p = f * 0.0013276472f + 0.009675541f;
   p = p * f + 0.05550713f;
   p = p * f + 0.2402212f;
   p = p * f + 0.69314694f;
   p = p * f + 1.0000001f;
   const BitVec exponent = reinterpret_cast<BitVec>(shifted) << 23;  // unsigned: it may wrap
-  const Vec value = reinterpret_cast<Vec>(reinterpret_cast<BitVec>(p) + exponent);
+  return reinterpret_cast<Vec>(reinterpret_cast<BitVec>(p) + exponent);
+}
+
+// 2^x for x <= 0; exactly 0 for x <= -126, -infinity included. Relative error below 1.5e-7.
+inline Vec exp2_nonpositive(Vec x) {
+  const Vec shifted = x + 12582912.0f;  // 1.5 * 2^23: the low mantissa bits hold the integer
+  const Vec value = exp2_of(x - (shifted - 12582912.0f), shifted);
   return x < -126.0f ? Vec{} : value;  // a NaN stays a NaN
 }
+
+// 2^(x - shift) for x <= shift, a whole number below 2^21 in size: rounding x to whole numbers and
+// taking the shift off is one addition. Otherwise like exp2_nonpositive.
+struct Exp2Below {
+  static constexpr float kMaxShift = 2097152.0f;
+  Vec unit, least;
+  explicit Exp2Below(float shift)
+      : unit(broadcast(12582912.0f - shift)), least(broadcast(shift - 126.0f)) {}
+  Vec operator()(Vec x) const {
+    const Vec shifted = x + unit;
+    const Vec value = exp2_of(x - (shifted - unit), shifted);
+    return x < least ? Vec{} : value;
+  }
+};
 
 }  // namespace subquad::engine

@@ -27,13 +27,23 @@ template <int ROWS, int VECTORS, bool ACCUMULATE>
                                                  Index a_col, Index terms,
                                                  const float* __restrict b, Index ldb,
                                                  float* __restrict c, Index ldc) {
-  Vec sum[ROWS][VECTORS];
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r)
+  Vec sum[ROWS][VECTORS], row[VECTORS];
+  if (terms > 0) {
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) sum[r][v] = Vec{};
-  for (Index t = 0; t < terms; ++t) {
-    Vec row[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) row[v] = load(b + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      const Vec factor = broadcast(a[r * a_row]);
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) sum[r][v] = factor * row[v];
+    }
+  } else {
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) sum[r][v] = Vec{};
+  }
+  for (Index t = 1; t < terms; ++t) {
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) row[v] = load(b + t * ldb + v * kLanes);
 #pragma GCC unroll 16

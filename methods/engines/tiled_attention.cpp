@@ -244,11 +244,11 @@ void TiledAttention::forward_tile(const Head& h, Index bh, Tile tile_of_rows, Sc
       for (Index r = 0; r < rows; ++r) {
         if (bounds[r].lo >= bounds[r].hi) continue;
         if (largest[r] > maximum[r]) {
-          const float factor = std::exp2(maximum[r] - largest[r]);
+          const float shift = whole_shift(largest[r]), factor = std::exp2(maximum[r] - shift);
           sum[r] *= factor;
           for (Index c = 0; c < wide_v_; c += kLanes)
             store(scratch.out + r * wide_v_ + c, load(scratch.out + r * wide_v_ + c) * factor);
-          maximum[r] = largest[r];
+          maximum[r] = shift;
         }
         // With every key masked so far the weights are zero; the shape of the product stays the
         // same, since its rounding must not depend on values.

@@ -17,14 +17,14 @@
 //
 // Our choice: the first cut is, of eight places, the one whose block loses most; then halves. So
 // the bound is at least the largest error of one block over those places (metric split_bound).
-// Eigenvectors of Gram matrices in double, as in svd_rank: within 1e-8 ||A||_F of the optimum.
+// Nearest blocks as in svd_rank: within 1e-8 ||A||_F of the optimum.
 
-#include <Eigen/Eigenvalues>
 #include <memory>
 
 #include "harness/core/parallel.h"
 #include "harness/core/registry.h"
 #include "methods/engines/exact_rows.h"
+#include "methods/engines/gram_spectrum.h"
 
 namespace subquad {
 namespace {
@@ -89,7 +89,7 @@ class BlockRankCausal final : public Method {
   double extra_bytes(const Problem& p, Pass) const override {
     const Index m = widest(p);
     return 8.0 * static_cast<double>(thread_count() *
-                                     (p.n * p.n_kv + m * m + 4 * m + (p.n_kv + 1) * p.d_v)) +
+                                     (p.n * p.n_kv + 2 * m * m + 4 * m + (p.n_kv + 1) * p.d_v)) +
            static_cast<double>(sizeof(Loss)) * static_cast<double>(p.batch * p.heads);
   }
   MatrixDistance bounds_in() const override { return MatrixDistance::frobenius; }
@@ -101,12 +101,12 @@ class BlockRankCausal final : public Method {
     double split = 0;   // of what the worst single block A[t.., ..t) loses
     double total = 0;   // of A
   };
-  struct Work {    // of one thread; the solver takes scratch space of its own in every call
-    MatrixD a, v;  // [n, n_kv], [n_kv, d_v]
+  struct Work {              // of one thread
+    MatrixD a, v;            // [n, n_kv], [n_kv, d_v]
     RowVectorT<double> row;  // [d_v]
-    Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver;
+    GramSpectrum spectrum;
     explicit Work(const Problem& p)
-        : a(p.n, p.n_kv), v(p.n_kv, p.d_v), row(p.d_v), solver(widest(p)) {}
+        : a(p.n, p.n_kv), v(p.n_kv, p.d_v), row(p.d_v), spectrum(widest(p)) {}
   };
 
   // The longest short side of a block.
@@ -125,29 +125,12 @@ class BlockRankCausal final : public Method {
     return std::min(block.rows(), block.cols()) <= params_.rank;
   }
 
-  // The sum of the squared singular values of the block beyond the rank.
-  double tail(const Block& block, Work& w, int what) const {
-    const bool left = block.rows() < block.cols();
-    const Eigen::MatrixXd gram = left ? Eigen::MatrixXd(block * block.transpose())
-                                      : Eigen::MatrixXd(block.transpose() * block);
-    w.solver.compute(gram, what);
-    SUBQUAD_CHECK(w.solver.info() == Eigen::Success, "no eigenvalues of {}", problem_.str());
-    return w.solver.eigenvalues().head(gram.rows() - params_.rank).cwiseMax(0).sum();
-  }
-
   // Replaces the block by the nearest one of the rank; returns the squared error.
   double truncate(Block block, Work& w) const {
     if (kept_whole(block)) return 0;
-    const double lost = tail(block, w, Eigen::ComputeEigenvectors);
-    const auto basis = w.solver.eigenvectors().rightCols(params_.rank);
-    const bool left = block.rows() < block.cols();
-    const MatrixD factor = left ? MatrixD(basis.transpose() * block) : MatrixD(block * basis);
-    if (left) {
-      block.noalias() = basis * factor;
-    } else {
-      block.noalias() = factor * basis.transpose();
-    }
-    return lost;
+    w.spectrum.compute(block, true);
+    w.spectrum.truncate(block, params_.rank);
+    return w.spectrum.tail(params_.rank);
   }
 
   // Cuts keys [begin, end) at `middle`, and both parts again. Returns the squared error.
@@ -165,7 +148,7 @@ class BlockRankCausal final : public Method {
   // The approximation of head bh -> w.a.
   Loss approximate(const Inputs& in, Index bh, Work& w) const {
     exact_attention_matrix(in, problem_, bh, w.a);
-    const std::vector<bool> hidden = hidden_rows(w.a);
+    const std::vector<bool> hidden = rows_without_keys(w.a);
     Loss loss;
     loss.total = w.a.squaredNorm();
     Index first = -1;
@@ -173,7 +156,9 @@ class BlockRankCausal final : public Method {
       const Index t = problem_.causal_offset() + place * problem_.n / kPlaces;
       if (t < 1) continue;
       const Block block = lower_left(w, 0, t, problem_.n_kv);
-      const double lost = kept_whole(block) ? 0 : tail(block, w, Eigen::EigenvaluesOnly);
+      if (kept_whole(block)) continue;
+      w.spectrum.compute(block, false);
+      const double lost = w.spectrum.tail(params_.rank);
       if (lost > loss.split) {
         loss.split = lost;
         first = t;
@@ -181,22 +166,8 @@ class BlockRankCausal final : public Method {
     }
     if (first < 0) return loss;  // every block has the rank already
     loss.blocks = cut(0, first, problem_.n_kv, w);
-    clean(in, bh, hidden, w);
+    clear_hidden(in, problem_, bh, hidden, w.a);
     return loss;
-  }
-
-  // Rounding must not give weight to padding or to rows that see no key.
-  static std::vector<bool> hidden_rows(const MatrixD& a) {
-    std::vector<bool> hidden(static_cast<std::size_t>(a.rows()));
-    for (Index i = 0; i < a.rows(); ++i) hidden[static_cast<std::size_t>(i)] = a.row(i).isZero(0);
-    return hidden;
-  }
-  void clean(const Inputs& in, Index bh, const std::vector<bool>& hidden, Work& w) const {
-    const auto real = keys_of_batch(in, bh / problem_.heads);
-    for (Index j = 0; j < problem_.n_kv && !real.empty(); ++j)
-      if (real[static_cast<std::size_t>(j)] == 0) w.a.col(j).setZero();
-    for (Index i = 0; i < problem_.n; ++i)
-      if (hidden[static_cast<std::size_t>(i)]) w.a.row(i).setZero();
   }
 
   Params params_;

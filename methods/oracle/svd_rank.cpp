@@ -3,17 +3,14 @@
 //   A_r = sum_{t <= r} s_t u_t w_t^T,   out = A_r v,
 // has the smallest Frobenius error of all matrices of rank r, sqrt(sum_{t > r} s_t^2).
 //
-// A_r = A W_r W_r^T (or U_r U_r^T A, whichever side is smaller) with the eigenvectors of the Gram
-// matrix in double precision. Singular values below 1e-8 s_1 drown in its rounding; the projection
-// is orthogonal all the same, so the error stays within 1e-8 ||A||_F of the optimum, which is less
-// than the rounding of the float32 output.
+// A_r = A W_r W_r^T (or U_r U_r^T A, whichever side is smaller), in double precision.
 
-#include <Eigen/Eigenvalues>
 #include <memory>
 
 #include "harness/core/parallel.h"
 #include "harness/core/registry.h"
 #include "methods/engines/exact_rows.h"
+#include "methods/engines/gram_spectrum.h"
 
 namespace subquad {
 namespace {
@@ -38,48 +35,20 @@ class SvdRank final : public Method {
     grow_work();
     parallel_for(problem_.batch * problem_.heads, [&](Index bh, int thread) {
       Work& w = *work_[static_cast<std::size_t>(thread)];
-      decompose(in, bh, w, &spectra_[static_cast<std::size_t>(bh)]);
+      approximate(in, bh, w, &spectra_[static_cast<std::size_t>(bh)]);
       values_of_real_keys(in, problem_, bh, w.v);
-      if (whole()) {
-        w.out.noalias() = w.a * w.v;
-      } else if (left()) {
-        w.out.noalias() = basis(w) * (basis(w).transpose() * (w.a * w.v));
-      } else {
-        w.out.noalias() = (w.a * basis(w)) * (basis(w).transpose() * w.v);
-      }
-      for (Index i = 0; i < problem_.n; ++i) {
-        if (w.a.row(i).isZero(0)) {  // sees no key: no rounding there
-          out.head(bh).row(i).setZero();
-        } else {
-          out.head(bh).row(i) = w.out.row(i).cast<float>();
-        }
-      }
+      w.out.noalias() = w.a * w.v;
+      out.head(bh) = w.out.cast<float>();
     });
   }
 
   bool attention_rows(const Inputs& in, Index b, Index h, std::span<const Index> rows,
                       Eigen::Ref<Matrix> weights) override {
     Work& w = *work_.front();
-    const auto real = keys_of_batch(in, b);
     Spectrum spectrum;
-    decompose(in, b * problem_.heads + h, w, &spectrum);
-    MatrixD projected;
-    if (!whole() && left()) projected = basis(w).transpose() * w.a;
-    if (!whole() && !left()) projected = w.a * basis(w);
-    for (std::size_t r = 0; r < rows.size(); ++r) {
-      const Index i = rows[r];
-      auto row = weights.row(static_cast<Index>(r));
-      if (whole()) {
-        row = w.a.row(i).cast<float>();
-      } else if (left()) {
-        row = (basis(w).row(i) * projected).cast<float>();
-      } else {
-        row = (projected.row(i) * basis(w).transpose()).cast<float>();
-      }
-      if (w.a.row(i).isZero(0)) row.setZero();
-      for (Index j = 0; j < problem_.n_kv && !real.empty(); ++j)
-        if (real[static_cast<std::size_t>(j)] == 0) row[j] = 0;
-    }
+    approximate(in, b * problem_.heads + h, w, &spectrum);
+    for (std::size_t r = 0; r < rows.size(); ++r)
+      weights.row(static_cast<Index>(r)) = w.a.row(rows[r]).cast<float>();
     return true;
   }
 
@@ -107,50 +76,37 @@ class SvdRank final : public Method {
   MatrixDistance bounds_in() const override { return MatrixDistance::frobenius; }
 
  private:
-  using Basis = Eigen::Block<const Eigen::MatrixXd, Eigen::Dynamic, Eigen::Dynamic, true>;
   struct Spectrum {              // squared singular values of a head's attention matrix
     double tail = 0, total = 0;  // sum beyond the rank, sum of all
     double next = 0;             // s_{r+1} / s_1
   };
-  struct Work {  // of one thread; Eigen's solver takes some scratch space of its own per call
+  struct Work {         // of one thread
     MatrixD a, v, out;  // [n, n_kv], [n_kv, d_v], [n, d_v]
-    Eigen::MatrixXd gram;
-    Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver;
+    GramSpectrum spectrum;
     explicit Work(const Problem& p)
-        : a(p.n, p.n_kv),
-          v(p.n_kv, p.d_v),
-          out(p.n, p.d_v),
-          gram(std::min(p.n, p.n_kv), std::min(p.n, p.n_kv)),
-          solver(std::min(p.n, p.n_kv)) {}
+        : a(p.n, p.n_kv), v(p.n_kv, p.d_v), out(p.n, p.d_v), spectrum(std::min(p.n, p.n_kv)) {}
   };
-
-  bool left() const { return problem_.n < problem_.n_kv; }  // eigenvectors of A A^T, not A^T A
-  bool whole() const { return params_.rank >= std::min(problem_.n, problem_.n_kv); }
-  Index kept() const { return std::min({params_.rank, problem_.n, problem_.n_kv}); }
-  Basis basis(const Work& w) const { return w.solver.eigenvectors().rightCols(kept()); }
 
   void grow_work() {
     while (static_cast<int>(work_.size()) < thread_count())
       work_.push_back(std::make_unique<Work>(problem_));
   }
 
-  // A of head bh into w.a, the eigenvectors (in ascending order) into w.solver.
-  void decompose(const Inputs& in, Index bh, Work& w, Spectrum* spectrum) const {
+  // A_r of head bh -> w.a.
+  void approximate(const Inputs& in, Index bh, Work& w, Spectrum* spectrum) const {
     exact_attention_matrix(in, problem_, bh, w.a);
     *spectrum = {.tail = 0, .total = w.a.squaredNorm(), .next = 0};
-    if (whole()) return;
-    if (left()) {
-      w.gram.noalias() = w.a * w.a.transpose();
-    } else {
-      w.gram.noalias() = w.a.transpose() * w.a;
-    }
-    w.solver.compute(w.gram);
-    SUBQUAD_CHECK(w.solver.info() == Eigen::Success, "no eigenvalues of {}", problem_.str());
-    const auto& values = w.solver.eigenvalues();  // ascending
-    const Index dropped = values.size() - kept();
-    spectrum->tail = values.head(dropped).cwiseMax(0).sum();
-    const double largest = values[values.size() - 1];
-    if (largest > 0) spectrum->next = std::sqrt(std::max(0.0, values[dropped - 1]) / largest);
+    const Index side = std::min(problem_.n, problem_.n_kv);
+    if (params_.rank >= side) return;
+    const std::vector<bool> hidden = rows_without_keys(w.a);
+    w.spectrum.compute(w.a, true);
+    spectrum->tail = w.spectrum.tail(params_.rank);
+    const auto& squares = w.spectrum.squares();
+    if (squares[side - 1] > 0)
+      spectrum->next =
+          std::sqrt(std::max(0.0, squares[side - params_.rank - 1]) / squares[side - 1]);
+    w.spectrum.truncate(w.a, params_.rank);
+    clear_hidden(in, problem_, bh, hidden, w.a);
   }
 
   Params params_;
