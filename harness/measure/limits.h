@@ -39,7 +39,7 @@ struct Bandwidth {
   double best() const { return read > copy ? read : copy; }
 };
 
-// Best of several passes over `bytes` of memory each way. Takes about 0.3 s at 256 MiB.
+// Medians of several passes over `bytes` of memory each way. Takes about 0.3 s at 256 MiB.
 Bandwidth memory_bandwidth(std::size_t bytes);
 
 // 256 MiB, or an eighth of the free memory where that is less. Caches of one core's cluster are

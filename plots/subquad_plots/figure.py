@@ -28,6 +28,7 @@ class Context:
     curves: dict     # series -> style.Curve
     order: list      # of all series
     crossover: object = None  # rows of crossover.csv of this view, or None
+    training: object = None   # curves.csv, or None
 
     def ordered(self, series):
         return sorted(series, key=self.order.index)

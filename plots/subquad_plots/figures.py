@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from . import (bound, decode, error, figure, layout, matrix_error, memory, overview, pareto,
-               peak, speedup, style, time, views)
+from . import (accuracy, bound, curves, decode, error, figure, layout, matrix_error, memory,
+               overview, pareto, peak, speedup, style, time, training, views)
 
 # Each has NAME, applies(view), caption(view) and draw(axes, view, context). To add a figure, write
 # such a module and name it here. One with panels(view), the number of its panels, gets a list of
 # axes and both columns of the page when there are several.
-FIGURES = [time, decode, speedup, memory, error, matrix_error, bound, pareto, peak]
+FIGURES = [accuracy, curves, time, decode, speedup, memory, error, matrix_error, bound, pareto, peak]
 
 
 def draw_one(kind, view, context, results, directory, formats):
@@ -41,7 +41,8 @@ def draw_all(results, directory, formats=("png", "svg")):
     """Draws every figure that applies -> list of (files, caption)."""
     style.use()
     context = figure.Context(style.assign(results.everything, results.series_order),
-                             results.series_order, results.crossover)
+                             results.series_order, results.crossover,
+                             training.read_curves(results.directory))
     found, written = views.views(results), []
     chosen = overview.choose(found)
     if chosen is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from . import load, summary, views
+from . import load, summary, training, views
 from .errors import UserError
 
 # What users call a column -> the column that keeps apart what may not be mixed.
@@ -23,6 +23,7 @@ class Cell:
     rounds: int = 0
     status: str = ""      # '' when measured, else why not: oom, timeout, ... or '' for not asked
     oracle: bool = False  # a bound, no competitor
+    floor: bool = False   # what needs no attention
     keys: dict = field(default_factory=dict)  # column -> its only value, for CSV
 
     @property
@@ -129,12 +130,25 @@ def make_cell(good, lost, value, columns):
     if measured.empty:
         return cell
     low, high = INTERVAL.get(value, (value, value))
-    cell.value = float(measured[value].median())
+    cell.value = float(measured[value].mean() if training.is_quality(value)
+                       else measured[value].median())
     cell.low = float(measured[low].fillna(measured[value]).min())
     cell.high = float(measured[high].fillna(measured[value]).max())
     cell.rounds = len(measured)
     cell.oracle = bool((measured["oracle"] == 1).all())
     return cell
+
+
+def add_floors(table, rows, column, value, keys):
+    """Rows below the methods: what the task says can be had without attention."""
+    of_columns = {place: training.floors(part, value) for place, part in rows.groupby(column)}
+    for name in sorted({name for found in of_columns.values() for name in found}):
+        row = training.FLOOR + name
+        table.rows.append(row)
+        for place in table.columns:
+            number = of_columns.get(place, {}).get(name, math.nan)
+            table.cells[row, place] = Cell(number, number, number, floor=True,
+                                           keys={**keys, "series": row, column: place})
 
 
 def csv_keys(row, column):
@@ -155,6 +169,9 @@ def make(results, rows="label", columns="n", value="time_s"):
     frame = with_speedup(results) if value == "speedup" else results.frame.copy()
     if not frame[value].notna().any():
         raise UserError(f"{results.directory}: no number in column {value!r} of this selection")
+    asked, how = frame, {}
+    if training.is_quality(value):
+        frame, how = training.chosen(frame, value)
     lost = results.dropped.copy()
     fill = {"causal": 0.0}
     for part in (frame, lost):
@@ -175,7 +192,10 @@ def make(results, rows="label", columns="n", value="time_s"):
             pass_name=chosen.get("pass", ""), quantity=value, row_name=rows, column_name=columns,
             rows=order_of(set(here[row]) | set(shown[row]), row, results),
             columns=order_of(set(here[column]) | set(shown[column]), column, results),
-            cells={}, note=summary.provenance(here, failed))
+            cells={}, note="; ".join(part for part in (
+                summary.provenance(here, failed),
+                training.choice_note(asked, {s: how[s] for s in how if s in set(here["series"])}),
+                training.seeds_text(here) if training.is_quality(value) else "") if part))
         good_cells = dict(list(here.groupby([row, column])))
         lost_cells = dict(list(failed.groupby([row, column])))
         for place in [(r, c) for r in table.rows for c in table.columns]:
@@ -183,5 +203,7 @@ def make(results, rows="label", columns="n", value="time_s"):
                              value, csv_keys(row, column))
             cell.keys.update({**chosen, row: place[0], column: place[1]})
             table.cells[place] = cell
+        if training.is_quality(value) and row == "series":
+            add_floors(table, here, column, value, chosen)
         tables.append(table)
     return tables

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 
-from . import units
+from . import training, units
 from .errors import UserError
 from .pivot import csv_keys, AXIS_NAMES, make  # noqa: F401 (make is part of the interface)
 
@@ -16,11 +16,13 @@ NAMES = {"time_s": "time per call", "speedup": "speed-up over dense", "peak_byte
          "fraction_of_bandwidth": "share of the memory bandwidth"}
 TIME_NAMES = {"decode": "time per token", "train": "time per step"}
 BASE_UNITS = {"gflops": "GFLOP/s", "fma_peak_gflops": "GFLOP/s", "bandwidth_gbs": "GB/s",
-             "fraction_of_peak": "1", "fraction_of_bandwidth": "1", "tokens_per_s": "1/s", "mhz": "MHz", "speedup": "1",
+              "fraction_of_peak": "1", "fraction_of_bandwidth": "1", "tokens_per_s": "1/s", "mhz": "MHz", "speedup": "1",
               "steal_s": "s", "rel_error": "1", "max_error": "1", "cosine": "1"}
 HIGHER_IS_BETTER = ("speedup", "tokens_per_s", "gflops", "cosine", "topk_mass",
-                    "fraction_of_peak", "fraction_of_bandwidth")
-LOWER_IS_BETTER = ("rel_error", "max_error", "kl", "keys_per_query", "spread")
+                    "fraction_of_peak", "fraction_of_bandwidth", "accuracy", "validation_accuracy",
+                    "best_accuracy")
+LOWER_IS_BETTER = ("rel_error", "max_error", "kl", "keys_per_query", "spread", "loss", "bits",
+                   "perplexity", "validation_loss")
 SHOWN_AS = {"series": "label", "task_split": "task_params", "kv": "n_kv"}
 
 
@@ -73,7 +75,8 @@ def best_of_columns(table, factor):
     found = set()
     for column in table.columns:
         rivals = {(row, column): table.cells[row, column] for row in table.rows
-                  if table.cells[row, column].measured and not table.cells[row, column].oracle}
+                  if table.cells[row, column].measured and not table.cells[row, column].oracle
+                  and not table.cells[row, column].floor}
         if not rivals:
             continue
         best = min(rivals.values(), key=lambda cell: sign * cell.value)
@@ -106,7 +109,9 @@ def notes(table, spread, best):
     parts = [table.note]
     kind = ("lowest lower to highest upper quartile of a round" if table.quantity == "time_s"
             else "smallest to largest round")
-    if spread != "none":
+    if spread != "none" and training.is_quality(table.quantity):
+        parts.append(f"means; {'half the range' if spread == 'plusminus' else 'range'} over seeds")
+    elif spread != "none":
         parts.append(f"medians; {'half the range' if spread == 'plusminus' else 'range'} from "
                      f"{kind}")
     if best and any(cell.oracle and cell.measured for cell in table.cells.values()):
@@ -127,7 +132,7 @@ def markdown_cell(cell, factor, spread, bold):
         return cell.status or MISSING
     text = number_text(cell.value / factor)
     text = f"**{text}**" if bold else text
-    if spread == "none":
+    if spread == "none" or cell.floor:
         return text
     return f"{text} {'± ' if spread == 'plusminus' else ''}{interval_text(cell, factor, spread)}"
 
@@ -180,9 +185,9 @@ def latex_cell(cell, factor, spread, bold):
         return escape_latex(cell.status) or "--"
     number = latex_number(number_text(cell.value / factor))
     number = rf"\mathbf{{{number}}}" if bold else number
-    if spread == "plusminus":
+    if spread == "plusminus" and not cell.floor:
         number += rf" \pm {latex_number(interval_text(cell, factor, spread))}"
-    elif spread == "range":
+    elif spread == "range" and not cell.floor:
         low, high = (latex_number(number_text(end / factor)) for end in (cell.low, cell.high))
         number += rf"\;[{low}, {high}]"
     return f"${number}$"

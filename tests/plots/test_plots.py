@@ -145,6 +145,60 @@ class Tables(WithDirectory):
             self.assertTrue(err.strip().splitlines()[-1].startswith("table.py: "))
 
 
+def train_row(method, seed, rate, validation, test, n=64, floors="1 / pairs (accuracy)=0.25"):
+    row = rows_of(method, n, [0.01], task="mqar")[0]
+    row.update(cell_id=f"{method}{seed}{rate}{n}", seed=seed, train_params=f"learning_rate={rate};steps=100",
+               validation_accuracy=validation, accuracy=test, loss=1 - test, validation_loss=1 - validation,
+               floors=floors, **{"pass": "train"})
+    return row
+
+
+class Training(WithDirectory):
+    # Rate 1 is best on validation over both seeds, rate 2 for one seed alone and on the test split.
+    ROWS = [train_row("dense", 1, 1, 0.9, 0.8), train_row("dense", 2, 1, 0.9, 0.7),
+            train_row("dense", 1, 2, 0.95, 0.99), train_row("dense", 2, 2, 0.1, 0.99),
+            train_row("linear", 1, 1, 0.4, 0.5), train_row("linear", 2, 1, 0.4, 0.3)]
+
+    def cells(self, **options):
+        made = table.table.make(self.load(), value="accuracy", **options)
+        self.assertEqual(len(made), 1)
+        return made[0]
+
+    def test_the_best_setting_on_validation_counts_and_seeds_are_averaged(self):
+        self.write(self.ROWS)
+        made = self.cells()
+        self.assertAlmostEqual(made.cells["dense", 64].value, 0.75)
+        self.assertAlmostEqual(made.cells["dense", 64].low, 0.7)
+        self.assertAlmostEqual(made.cells["linear", 64].value, 0.4)
+        self.assertIn("dense: learning_rate 1", made.note)
+        self.assertIn("mean of 2 seeds", made.note)
+
+    def test_floors_stand_below_the_methods_and_are_never_best(self):
+        self.write([train_row("dense", 1, 1, 0.1, 0.1), train_row("linear", 1, 1, 0.2, 0.2)])
+        made = self.cells()
+        self.assertEqual(made.rows[-1], "floor: 1 / pairs")
+        self.assertAlmostEqual(made.cells["floor: 1 / pairs", 64].value, 0.25)
+        text = table.table.markdown([made], best=True)
+        self.assertIn("**0.200**", text)
+        self.assertNotIn("**0.250**", text)
+
+    def test_lengths_are_chosen_one_by_one(self):
+        self.write(self.ROWS + [train_row("dense", 1, 1, 0.1, 0.11, n=128),
+                                train_row("dense", 1, 2, 0.2, 0.22, n=128)])
+        self.assertAlmostEqual(self.cells().cells["dense", 128].value, 0.22)
+
+    def test_figures_of_training_are_written(self):
+        self.write(self.ROWS)
+        (self.directory / "curves.csv").write_text(
+            "cell_id,round,step,validation_loss,validation_accuracy\n" + "".join(
+                f"{row['cell_id']},0,{step},{1 / step},{step / 10}\n"
+                for row in self.ROWS for step in (1, 5)))
+        code, out, _ = quiet(plot.main, [str(self.directory)])
+        self.assertEqual(code, 0, out)
+        for name in ("accuracy-mqar-train.png", "curves-mqar-train.svg"):
+            self.assertGreater((self.directory / "figures" / name).stat().st_size, 1000)
+
+
 class Figures(WithDirectory):
     def test_every_kind_of_figure_is_written(self):
         self.write(synthetic.sweep(), torn="x,y")

@@ -1,0 +1,82 @@
+"""Quality of trained models on the test split, against n or, at one length, by method."""
+
+from . import axes as ax
+from . import figure, training
+
+NAME = "accuracy"
+LABEL = {"accuracy": "accuracy on the test split", "bits": "bits per symbol on the test split",
+         "loss": "loss on the test split"}
+FLOOR_STYLE = {"color": "#777777", "linewidth": 0.8, "linestyle": (0, (2, 2)), "zorder": 1}
+
+
+def applies(view):
+    return view.pass_name == "train" and training.main_quality(view.rows) is not None
+
+
+def caption(view):
+    quality = training.main_quality(view.rows)
+    return (f"{LABEL[quality].capitalize()}, {view.title}: means over seeds, bars from the lowest "
+            "to the highest. Of each method the training parameters that were best on the "
+            "validation split. Dashed: floors that need no attention, computed by the task.")
+
+
+def draw(axes, view, context):
+    drawn = figure.Drawn()
+    quality = training.main_quality(view.rows)
+    rows, how = training.chosen(view.rows, quality)
+    table = training.points(rows, quality)
+    floors = training.floors(rows, quality)
+    if table["n"].nunique() > 1:
+        against_length(axes, context, table, rows, quality, drawn)
+    else:
+        by_method(axes, context, table, floors, quality)
+    note = training.choice_note(view.rows, how)
+    drawn.notes += [text for text in (note, training.seeds_text(rows)) if text]
+    return drawn
+
+
+def against_length(axes, context, table, rows, quality, drawn):
+    ax.length_axis(axes, table["n"])
+    for series in context.ordered(table["series"].unique()):
+        figure.draw_curve(axes, context, series, table[table["series"] == series])
+        drawn.entries.append((series, series))
+    by_length = {n: training.floors(part, quality) for n, part in rows.groupby("n")}
+    for name in sorted({name for found in by_length.values() for name in found}):
+        lengths = sorted(n for n, found in by_length.items() if name in found)
+        values = [by_length[n][name] for n in lengths]
+        axes.plot(lengths, values, **FLOOR_STYLE)
+        axes.annotate(name, (lengths[-1], values[-1]), xytext=(0, 2), textcoords="offset points",
+                      ha="right", va="bottom", fontsize=5.5, color="#555555")
+    axes.set_ylabel(LABEL[quality])
+    if quality == "accuracy":
+        axes.set_ylim(0, 1.03)
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def by_method(axes, context, table, floors, quality):
+    """One line per method, its number at the point; floors as vertical lines."""
+    order = context.ordered(table["series"].unique())
+    top = 1.0 if quality == "accuracy" else 1.12 * max(list(table["high"]) + list(floors.values()))
+    for place, series in enumerate(order):
+        point = table[table["series"] == series].iloc[0]
+        curve = dict(context.curves[series].line(), linestyle="none", markersize=5)
+        axes.plot([0, point["value"]], [place] * 2, color=curve["color"], linewidth=2.2, alpha=0.35,
+                  solid_capstyle="butt", zorder=2)
+        axes.errorbar([point["value"]], [place],
+                      xerr=[[point["value"] - point["low"]], [point["high"] - point["value"]]],
+                      elinewidth=0.8, capsize=1.8, zorder=3, **curve)
+        inside = point["value"] > 0.8 * top
+        axes.annotate(f"{point['value']:.3f}", (point["low"] if inside else point["high"], place),
+                      xytext=(-6 if inside else 6, 0), textcoords="offset points", va="center",
+                      ha="right" if inside else "left", fontsize=6)
+    for name, value in floors.items():
+        axes.axvline(value, **FLOOR_STYLE)
+        axes.annotate(name, (value, len(order) - 0.45), xytext=(2, 0), textcoords="offset points",
+                      rotation=90, va="bottom" if len(order) < 3 else "top", ha="left",
+                      fontsize=5.5, color="#555555")
+    axes.set_yticks(range(len(order)), order)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_xlim(0, top * 1.03)
+    axes.grid(False, axis="y")
+    axes.set_xlabel(LABEL[quality])

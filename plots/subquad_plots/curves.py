@@ -1,0 +1,62 @@
+"""Learning curves: quality on the validation split against training steps."""
+
+import numpy as np
+
+from . import figure, training
+
+NAME = "curves"
+LABEL = {"validation_accuracy": "accuracy on the validation split",
+         "validation_loss": "loss on the validation split"}
+
+
+def column_of(view):
+    return ("validation_accuracy" if training.main_quality(view.rows) == "accuracy"
+            else "validation_loss")
+
+
+def applies(view):
+    return (view.pass_name == "train" and training.main_quality(view.rows) is not None
+            and view.rows["n"].nunique() == 1)
+
+
+def caption(view):
+    return (f"Learning curves, {view.title}: {LABEL[column_of(view)]} against training steps, means "
+            "over seeds, shaded from the lowest to the highest. Of each method the training "
+            "parameters that were best at the end.")
+
+
+def draw(axes, view, context):
+    drawn = figure.Drawn()
+    quality = training.main_quality(view.rows)
+    rows, how = training.chosen(view.rows, quality)
+    column = column_of(view)
+    curves = context.training
+    if curves is None:
+        drawn.notes.append("no curves.csv beside the results")
+        return drawn
+    last = curves.drop_duplicates(["cell_id", "round", "step"], keep="last")
+    both = last.merge(rows[["cell_id", "round", "series", "seed"]], on=["cell_id", "round"])
+    for series in context.ordered(both["series"].unique()):
+        steps = both[both["series"] == series].groupby("step")[column].agg(["mean", "min", "max"])
+        curve = context.curves[series]
+        axes.fill_between(steps.index, steps["min"], steps["max"], color=curve.color, alpha=0.18,
+                          linewidth=0)
+        axes.plot(steps.index, steps["mean"],
+                  markevery=max(1, len(steps) // 8), **curve.line())
+        drawn.entries.append((series, series))
+    if column == "validation_accuracy":
+        axes.set_ylim(0, 1.03)
+        for name, value in training.floors(rows, "accuracy").items():
+            axes.axhline(value, color="#777777", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+            axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 2),
+                          textcoords="offset points", ha="right", va="bottom", fontsize=5.5,
+                          color="#555555")
+    elif len(both):
+        low, high = np.nanmin(both[column]), np.nanquantile(both[column], 0.98)
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low) + 1e-9)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("training steps")
+    axes.set_ylabel(LABEL[column])
+    note = training.choice_note(view.rows, how)
+    drawn.notes += [text for text in (note, training.seeds_text(rows)) if text]
+    return drawn
