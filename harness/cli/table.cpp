@@ -47,9 +47,10 @@ void add_table(CLI::App& app, int* status) {
       ->check(CLI::IsMember({"markdown", "latex", "csv"}));
   command->add_option("--rows", options->rows, "Column that makes the rows (default: label)");
   command->add_option("--columns", options->columns, "Column that makes the columns (default: n)");
-  command->add_option("--value", options->value,
-                      "time_s (default), speedup, peak_bytes, rel_error, accuracy or another column "
-                      "with numbers");
+  command->add_option(
+      "--value", options->value,
+      "time_s (default), speedup, peak_bytes, rel_error, accuracy or another column "
+      "with numbers");
   command->add_option("--spread", options->spread, "none (default), plusminus or range")
       ->check(CLI::IsMember({"none", "plusminus", "range"}));
   command->add_option("--task", options->tasks, "Only these tasks")
