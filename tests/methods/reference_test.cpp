@@ -108,6 +108,33 @@ std::vector<Settings> settings_of(const std::string& name) {
             with("rpe", false),
             with("normalize", false)};
   }
+  if (name == "clustered" || name == "improved_clustered") {
+    std::vector<Settings> all{{}};
+    for (const auto& [clusters, bits, iterations] :
+         {std::tuple<Index, Index, Index>{1, 63, 1}, {5, 8, 4}, {40, 31, 10}})
+      for (const Index top_k : {1, 6, 40}) {
+        all.push_back({{"clusters", clusters},
+                       {"bits", bits},
+                       {"iterations", iterations},
+                       {"hash_bias", clusters == 5}});
+        if (name == "clustered") break;
+        all.back()["top_k"] = top_k;
+      }
+    return all;
+  }
+  if (name == "reformer") {
+    std::vector<Settings> all{{}};
+    for (const std::string combine : {"mean", "lse"})
+      for (const bool self : {false, true})
+        for (const auto& [rounds, bits, chunk] :
+             {std::tuple<Index, Index, Index>{3, 4, 16}, {1, 2, 7}, {2, 1, 1}, {2, 3, 100}})
+          all.push_back({{"rounds", rounds},
+                         {"bits", bits},
+                         {"chunk", chunk},
+                         {"round_combine", combine},
+                         {"attend_self", self}});
+    return all;
+  }
   if (name == "hrrformer")
     return {{},
             {{"rescale", true}, {"temperature", 3.0}},
@@ -124,6 +151,10 @@ Settings small_settings(const std::string& name) {
   if (name == "longformer") return {{"half_window", Index{1}}, {"global_tokens", Index{1}}};
   if (name == "bigbird") return {{"block", Index{1}}, {"random_blocks", Index{1}}};
   if (name == "block_sparse") return {{"block", Index{2}}, {"stride", Index{2}}};
+  if (name == "clustered") return {{"clusters", Index{2}}};
+  if (name == "improved_clustered") return {{"clusters", Index{2}}, {"top_k", Index{2}}};
+  if (name == "reformer")
+    return {{"rounds", Index{2}}, {"bits", Index{2}}, {"chunk", Index{2}}, {"attend_self", true}};
   return {};
 }
 
