@@ -110,16 +110,14 @@ std::vector<Settings> settings_of(const std::string& name) {
   }
   if (name == "clustered" || name == "improved_clustered") {
     std::vector<Settings> all{{}};
-    for (const auto& [clusters, bits, iterations] :
-         {std::tuple<Index, Index, Index>{1, 63, 1}, {5, 8, 4}, {40, 31, 10}})
-      for (const Index top_k : {1, 6, 40}) {
-        all.push_back({{"clusters", clusters},
-                       {"bits", bits},
-                       {"iterations", iterations},
-                       {"hash_bias", clusters == 5}});
-        if (name == "clustered") break;
-        all.back()["top_k"] = top_k;
-      }
+    for (const auto& [clusters, bits, top_k] :
+         {std::tuple<Index, Index, Index>{1, 63, 6}, {5, 8, 1}, {5, 20, 40}, {40, 31, 6}}) {
+      all.push_back({{"clusters", clusters},
+                     {"bits", bits},
+                     {"iterations", bits / 4},
+                     {"hash_bias", bits != 20}});
+      if (name == "improved_clustered") all.back()["top_k"] = top_k;
+    }
     return all;
   }
   if (name == "reformer") {
@@ -127,7 +125,7 @@ std::vector<Settings> settings_of(const std::string& name) {
     for (const std::string combine : {"mean", "lse"})
       for (const bool self : {false, true})
         for (const auto& [rounds, bits, chunk] :
-             {std::tuple<Index, Index, Index>{3, 4, 16}, {1, 2, 7}, {2, 1, 1}, {2, 3, 100}})
+             {std::tuple<Index, Index, Index>{3, 4, 16}, {2, 2, 7}, {2, 1, 1}, {2, 3, 100}})
           all.push_back({{"rounds", rounds},
                          {"bits", bits},
                          {"chunk", chunk},

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bitset>
 #include <cmath>
 #include <numeric>
@@ -52,24 +53,22 @@ inline std::vector<Index> query_clusters(const Call& call, const ClusteredOption
        Random(seed, "clusters.first", {head}).sample_without_replacement(p.n, clusters))
     centre.push_back(hash[static_cast<std::size_t>(i)]);
   for (Index iteration = 0; iteration < o.iterations; ++iteration) {
-    for (Index c = 0; c < clusters && iteration > 0; ++c) {
-      Bits bits;
-      Index members = 0;
-      for (Index i = 0; i < p.n; ++i) members += cluster[static_cast<std::size_t>(i)] == c;
-      const std::uint64_t noise =
-          Random(seed, "clusters.empty",
-                 {head, static_cast<std::uint64_t>(iteration), static_cast<std::uint64_t>(c)})
-              .bits64() >>
-          (64 - o.bits);
-      for (Index t = 0; t < o.bits; ++t) {
-        Index ones = 0;
-        for (Index i = 0; i < p.n; ++i)
-          ones += cluster[static_cast<std::size_t>(i)] == c &&
-                  hash[static_cast<std::size_t>(i)][static_cast<std::size_t>(t)];
-        bits[static_cast<std::size_t>(t)] =
-            members > 0 ? 2 * ones > members : (noise >> t & 1) != 0;
+    if (iteration > 0) {
+      std::vector<Index> members(static_cast<std::size_t>(clusters), 0);
+      std::vector<std::array<Index, 64>> ones(static_cast<std::size_t>(clusters));
+      for (std::size_t i = 0; i < cluster.size(); ++i) {
+        ++members[static_cast<std::size_t>(cluster[i])];
+        for (std::size_t t = 0; t < 64; ++t)
+          ones[static_cast<std::size_t>(cluster[i])][t] += hash[i][t] ? 1 : 0;
       }
-      centre[static_cast<std::size_t>(c)] = bits;
+      for (std::size_t c = 0; c < centre.size(); ++c) {
+        centre[c] = Random(seed, "clusters.empty",
+                           {head, static_cast<std::uint64_t>(iteration), std::uint64_t{c}})
+                        .bits64() >>
+                    (64 - o.bits);
+        for (std::size_t t = 0; t < 64 && members[c] > 0; ++t)
+          centre[c][t] = 2 * ones[c][t] > members[c];
+      }
     }
     for (Index i = 0; i < p.n; ++i) {
       Index nearest = 0;
@@ -168,6 +167,8 @@ inline Gradient clustered_attention_gradient(const Call& call, const ClusteredOp
     for (const Cluster& c : clusters_of(call, o, b, h)) {
       if (c.members.empty()) continue;
       const double mass = p.causal ? 1 : mass_of(c);
+      std::vector<bool> top(static_cast<std::size_t>(p.n_kv), false);
+      for (const Index j : c.top) top[static_cast<std::size_t>(j)] = true;
       VectorD dweight = VectorD::Zero(p.n_kv), dcentroid = VectorD::Zero(p.d_k);
       const auto add_value = [&](Index i, Index j, double w) {
         for (Index x = 0; x < p.d_v; ++x) at(g.dv, b, h, j, x) += w * at(dout, b, h, i, x);
@@ -191,10 +192,10 @@ inline Gradient clustered_attention_gradient(const Call& call, const ClusteredOp
         }
         if (p.causal) continue;
         for (Index j = 0; j < p.n_kv; ++j) {
-          const bool top = std::find(c.top.begin(), c.top.end(), j) != c.top.end();
           if (!call.real(b, j)) continue;
-          dweight[j] += top ? inside : along(j);
-          if (!top) add_value(i, j, c.weight[j]);
+          const bool in_top = top[static_cast<std::size_t>(j)];
+          dweight[j] += in_top ? inside : along(j);
+          if (!in_top) add_value(i, j, c.weight[j]);
         }
       }
       if (p.causal) continue;
