@@ -17,7 +17,10 @@ namespace {
 void gather(const float* from, Index d, const std::int32_t* index, Index rows, float factor,
             const float* row_factor, Index wide, float* to) {
   const Index whole = d / kLanes * kLanes;
+  constexpr Index kAhead = 12;  // rows on their way: about what a core can wait for at once
+  request_rows(from, d, index, std::min(kAhead, rows));
   for (Index r = 0; r < rows; ++r) {
+    if (r + kAhead < rows) request_rows(from, d, index + r + kAhead, 1);
     const Index place = index[r];
     const float* const row = from + place * d;
     const float f = row_factor == nullptr ? factor : factor * row_factor[place];
@@ -25,6 +28,20 @@ void gather(const float* from, Index d, const std::int32_t* index, Index rows, f
     for (Index c = whole; c < d; ++c) to[r * wide + c] = row[c] * f;
     std::fill(to + r * wide + d, to + (r + 1) * wide, 0.0f);
   }
+}
+
+// c [rows, ld] = a [rows, wide] * b [wide, ld] in the columns that a block of rows needs; seen(r)
+// of them are those of row r, no fewer than of the row before.
+template <class Seen>
+void product_of_seen(const float* a, Index wide, Index rows, const float* b, Index ld,
+                     const Seen& seen, float* c) {
+  for_row_blocks<kProductVectors>(rows, [&](Index r, auto count) {
+    constexpr int kRows = decltype(count)::value;
+    for_column_blocks(round_up(seen(r + kRows - 1), kLanes), [&](Index x, auto vectors) {
+      product_block<kRows, decltype(vectors)::value, false>(a + r * wide, wide, 1, wide, b + x, ld,
+                                                            c + r * ld + x, ld);
+    });
+  });
 }
 
 }  // namespace
@@ -84,15 +101,9 @@ void GatheredAttention::load_keys(const GatheredHead& head, const std::int32_t* 
 // scores_ = logits * log2(e), -infinity where a key is not seen, up to whole vectors of every row.
 void GatheredAttention::score(const GatheredHead& head, const GatheredTile& tile) {
   gather(head.q, d_k_, tile.query, tile.rows, head.scale * kLog2e, nullptr, wide_k_, queries_);
-  for_column_blocks(ld_, [&](Index x, auto vectors) {
-    constexpr int kVectors = decltype(vectors)::value;
-    for_row_blocks<kVectors>(tile.rows, [&](Index r, auto rows) {
-      if (seen(tile, r + decltype(rows)::value - 1) <= x) return;
-      product_block<decltype(rows)::value, kVectors, false>(queries_ + r * wide_k_, wide_k_, 1,
-                                                            wide_k_, key_cols_ + x, ld_,
-                                                            scores_ + r * ld_ + x, ld_);
-    });
-  });
+  product_of_seen(
+      queries_, wide_k_, tile.rows, key_cols_, ld_, [&](Index r) { return seen(tile, r); },
+      scores_);
   for (Index r = 0; r < tile.rows; ++r) {
     const Index visible = seen(tile, r);
     float* const row = scores_ + r * ld_;
@@ -155,7 +166,8 @@ void GatheredAttention::differentiate(const GatheredHead& head, const GatheredTi
                                       const float* delta) {
   score(head, tile);
   gather(dout, d_v_, tile.query, tile.rows, factor, nullptr, wide_v_, out_);
-  product<false>(out_, wide_v_, 1, tile.rows, wide_v_, value_cols_, ld_, ld_, dscores_, ld_);
+  product_of_seen(
+      out_, wide_v_, tile.rows, value_cols_, ld_, [&](Index r) { return seen(tile, r); }, dscores_);
   Vec lanes[kLanes];
   for (Index first = 0; first < tile.rows; first += kLanes) {
     const Index rows = std::min<Index>(kLanes, tile.rows - first);

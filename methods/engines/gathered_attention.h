@@ -33,6 +33,14 @@ struct GatheredTile {
   const std::int32_t* hidden = nullptr;   // [rows] one key that is left out, or -1; may be null
 };
 
+// Asks for rows index[0 .. count) of x [*, d] ahead of need: nothing else can know where they lie.
+inline void request_rows(const float* x, Index d, const std::int32_t* index, Index count) {
+  constexpr Index kLine = 16;  // floats
+  for (Index r = 0; r < count; ++r)
+    for (Index c = 0; c < d; c += kLine)
+      __builtin_prefetch(x + static_cast<Index>(index[r]) * d + c);
+}
+
 inline constexpr Index kGatheredRows = 64;  // scores of a tile stay in L2 up to 2,000 keys
 
 class GatheredAttention {

@@ -85,14 +85,35 @@ void side_bits(const float* projections, Index planes, std::uint64_t* bits) {
       bits[t] |= static_cast<std::uint64_t>(projections[p * kHashTokens + t] > 0.0f) << p;
 }
 
-void sort_by_bucket(const std::int32_t* bucket, Index n, Index buckets, std::int32_t* order,
-                    std::int32_t* starts) {
+namespace {
+
+// starts[b]: how many tokens have buckets below b.
+void count_buckets(const std::int32_t* bucket, Index n, Index buckets, std::int32_t* starts) {
   std::fill_n(starts, buckets + 1, 0);
   for (Index i = 0; i < n; ++i) ++starts[bucket[i] + 1];
   for (Index b = 0; b < buckets; ++b) starts[b + 1] += starts[b];
+}
+
+}  // namespace
+
+void sort_by_bucket(const std::int32_t* bucket, Index n, Index buckets, std::int32_t* order,
+                    std::int32_t* starts) {
+  count_buckets(bucket, n, buckets, starts);
   for (Index i = 0; i < n; ++i) order[starts[bucket[i]]++] = static_cast<std::int32_t>(i);
   std::copy_backward(starts, starts + buckets, starts + buckets + 1);  // they stand at their ends
   starts[0] = 0;
+}
+
+void sort_into_chunks(const std::int32_t* bucket, Index n, Index buckets, Index chunk,
+                      std::int32_t* order, std::int32_t* starts, std::int32_t* filled) {
+  count_buckets(bucket, n, buckets, starts);
+  std::fill_n(filled, (n + chunk - 1) / chunk, 0);
+  const auto size = static_cast<std::uint32_t>(chunk);
+  for (Index i = 0; i < n; ++i) {
+    const std::uint32_t number = static_cast<std::uint32_t>(starts[bucket[i]]++) / size;
+    order[static_cast<std::int32_t>(number * size) + filled[number]++] =
+        static_cast<std::int32_t>(i);
+  }
 }
 
 }  // namespace subquad

@@ -47,4 +47,9 @@ void side_bits(const float* projections, Index planes, std::uint64_t* bits);
 void sort_by_bucket(const std::int32_t* bucket, Index n, Index buckets, std::int32_t* order,
                     std::int32_t* starts);
 
+// The same order cut into chunks, with the tokens of a chunk in ascending order: order [n], work
+// space starts [buckets + 1] and filled [chunks]. Branches on nothing that depends on the data.
+void sort_into_chunks(const std::int32_t* bucket, Index n, Index buckets, Index chunk,
+                      std::int32_t* order, std::int32_t* starts, std::int32_t* filled);
+
 }  // namespace subquad

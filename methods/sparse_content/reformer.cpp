@@ -77,10 +77,12 @@ class Reformer final : public Method {
     grow_scratch();
     Plan& plan = saved == nullptr ? plan_ : static_cast<Plan&>(*saved);
     make_plan(in, plan);
-    for (Index round = 0; round < params_.rounds; ++round)  // out is added up round after round
-      parallel_for(heads() * chunks(), [&](Index item, int thread) {
-        attend_chunk(in, plan, item / chunks(), round, item % chunks(), thread, out);
-      });
+    for_head_groups([&](Index first, Index count) {
+      for (Index round = 0; round < params_.rounds; ++round)  // out is added up round after round
+        parallel_for(count * chunks(), [&](Index item, int thread) {
+          attend_chunk(in, plan, first + item / chunks(), round, item % chunks(), thread, out);
+        });
+    });
   }
 
   // Chunk b writes to the tokens of chunks b - 1 and b: all even ones at once, then all odd ones.
@@ -89,14 +91,16 @@ class Reformer final : public Method {
     grow_scratch();
     const Plan& plan = static_cast<const Plan&>(saved);
     start_gradients(in, plan, out, dout, grads);
-    for (Index round = 0; round < params_.rounds; ++round)
-      for (const Index parity : {0, 1}) {
-        const Index count = (chunks() + 1 - parity) / 2;
-        parallel_for(heads() * count, [&](Index item, int thread) {
-          differentiate_chunk(in, plan, item / count, round, 2 * (item % count) + parity, thread,
-                              dout, grads);
-        });
-      }
+    for_head_groups([&](Index first, Index count) {
+      for (Index round = 0; round < params_.rounds; ++round)
+        for (const Index parity : {0, 1}) {
+          const Index every_other = (chunks() + 1 - parity) / 2;
+          parallel_for(count * every_other, [&](Index item, int thread) {
+            differentiate_chunk(in, plan, first + item / every_other, round,
+                                2 * (item % every_other) + parity, thread, dout, grads);
+          });
+        }
+    });
   }
 
   bool attention_rows(const Inputs& in, Index b, Index h, std::span<const Index> rows,
@@ -108,9 +112,9 @@ class Reformer final : public Method {
   }
   double extra_bytes(const Problem& p, Pass pass) const override {
     const bool gradients = pass == Pass::backward || pass == Pass::forward_backward;
-    const Index all = p.batch * p.heads, c = std::min(params_.chunk, p.n);
+    const Index all = p.batch * p.heads;
     const double plan = Plan::bytes(all, params_.rounds, p.n);
-    const Index each = scratch_floats(p, gradients) + list_ints(c);
+    const Index each = scratch_floats(p, gradients) + list_ints(p);
     return (gradients ? 2 : 1) * plan + Hyperplanes::bytes(params_.rounds * params_.bits, p.d_k) +
            4.0 * static_cast<double>(all * p.n * (params_.rounds + (gradients ? 1 : 0)) +
                                      thread_count() * each);
@@ -143,7 +147,20 @@ class Reformer final : public Method {
   Index buckets() const { return 2 * params_.bits + 1; }  // the last one: padding
   bool by_lse() const { return params_.round_combine == "lse"; }
 
-  Index list_ints(Index chunk) const { return std::max(4 * chunk, buckets() + 1); }
+  // Calls body(first head, heads) for groups that have work for every thread but, of long
+  // sequences, few heads: all rounds find their rows in the cache.
+  template <class Body>
+  void for_head_groups(Body&& body) const {
+    constexpr Index kItems = 512;
+    const Index group = std::max<Index>(1, kItems / chunks());
+    for (Index first = 0; first < heads(); first += group)
+      body(first, std::min(group, heads() - first));
+  }
+
+  Index list_ints(const Problem& p) const {
+    const Index c = std::min(params_.chunk, p.n);
+    return std::max(4 * c, buckets() + 1 + (p.n + c - 1) / c);
+  }
   Index scratch_floats(const Problem& p, bool gradients) const {
     const Index c = std::min(params_.chunk, p.n);
     return std::max(
@@ -152,14 +169,14 @@ class Reformer final : public Method {
   }
   void grow_scratch() {
     const Index floats = thread_count() * scratch_floats(problem_, gradients_);
-    const Index ints = thread_count() * list_ints(chunk());
+    const Index ints = thread_count() * list_ints(problem_);
     if (scratch_.size() < floats) scratch_ = AlignedArray<float>(floats);
     if (lists_.size() < ints) lists_ = AlignedArray<std::int32_t>(ints);
   }
   float* scratch(int thread) {
     return scratch_.data() + thread * scratch_floats(problem_, gradients_);
   }
-  std::int32_t* ints(int thread) { return lists_.data() + thread * list_ints(chunk()); }
+  std::int32_t* ints(int thread) { return lists_.data() + thread * list_ints(problem_); }
   const std::int32_t* order(const Plan& plan, Index bh, Index round) const {
     return plan.order.data() + (bh * params_.rounds + round) * problem_.n;
   }
@@ -229,11 +246,10 @@ void Reformer::make_plan(const Inputs& in, Plan& plan) {
     }
   });
   parallel_for(heads() * params_.rounds, [&](Index item, int thread) {
-    std::int32_t* const sorted = plan.order.data() + item * n;
-    sort_by_bucket(bucket_.data() + item * n, n, buckets(), sorted, ints(thread));
     // Inside a chunk the order of tokens is free: by position the causal mask is a prefix.
-    for (Index first = 0; first < n; first += chunk())
-      std::sort(sorted + first, sorted + std::min(n, first + chunk()));
+    std::int32_t* const starts = ints(thread);
+    sort_into_chunks(bucket_.data() + item * n, n, buckets(), chunk(), plan.order.data() + item * n,
+                     starts, starts + buckets() + 1);
   });
 }
 
@@ -247,20 +263,27 @@ Reformer::Lists Reformer::list_chunk(const Inputs& in, const Plan& plan, Index b
   const std::int32_t* const end = sorted + std::min(n, (b + 1) * c);
   const std::int32_t *before = b > 0 ? begin - c : begin, *own = begin;
   Lists lists{memory, memory + 2 * c, memory + 3 * c, 0};
-  const bool padded = !in.key_mask.empty();
-  while (before < begin || own < end) {
-    const bool first = own == end || (before < begin && *before < *own);
-    const std::int32_t token = first ? *before++ : *own++;
-    if (!padded || real(in, bh, token)) lists.keys[lists.count++] = token;
-  }
-  Index up_to = 0;  // keys that are not after the query
-  for (Index r = 0; begin + r < end; ++r) {
-    const std::int32_t i = begin[r];
-    while (up_to < lists.count && lists.keys[up_to] <= i) ++up_to;
-    lists.visible[r] = static_cast<std::int32_t>(problem_.causal ? up_to : lists.count);
-    const bool found = up_to > 0 && lists.keys[up_to - 1] == i;
-    lists.hidden[r] = found && !params_.attend_self ? static_cast<std::int32_t>(up_to - 1) : -1;
-  }
+  const auto mask = keys_of_batch(in, bh / problem_.heads);
+  // No branch depends on the order of tokens, which nobody could predict: what is written for the
+  // next query holds once that query has been taken.
+  const auto take = [&](std::int32_t token, bool is_own) {
+    const Index counts = mask.empty() || mask[static_cast<std::size_t>(token)] != 0 ? 1 : 0;
+    const Index r = own - begin;
+    lists.keys[lists.count] = token;
+    lists.visible[r] = static_cast<std::int32_t>(lists.count + counts);
+    lists.hidden[r] = static_cast<std::int32_t>(counts == 1 ? lists.count : -1);
+    lists.count += counts;
+    own += is_own ? 1 : 0;
+    before += is_own ? 0 : 1;
+  };
+  while (before < begin && own < end) take(std::min(*before, *own), *own < *before);
+  while (own < end) take(*own, true);
+  for (; before < begin; ++before)  // behind every query: nothing to note
+    if (mask.empty() || mask[static_cast<std::size_t>(*before)] != 0)
+      lists.keys[lists.count++] = *before;
+  const auto queries = end - begin;
+  if (!problem_.causal) std::fill_n(lists.visible, queries, static_cast<std::int32_t>(lists.count));
+  if (params_.attend_self) std::fill_n(lists.hidden, queries, -1);
   return lists;
 }
 
@@ -274,6 +297,7 @@ void Reformer::attend_chunk(const Inputs& in, Plan& plan, Index bh, Index round,
   block.load_keys(from, lists.keys, lists.count);
   const std::int32_t* const query = order(plan, bh, round) + b * c;
   const Index queries = std::min(c, problem_.n - b * c);
+  request_rows(out.head(bh).data(), d_v, query, queries);
   for (Index first = 0; first < queries; first += kGatheredRows) {
     const Index rows = std::min(kGatheredRows, queries - first);
     block.attend(from, {query + first, rows, lists.visible + first, lists.hidden + first});
@@ -349,6 +373,8 @@ void Reformer::differentiate_chunk(const Inputs& in, const Plan& plan, Index bh,
   block.load_keys(from, lists.keys, lists.count);
   float* const dq = grads.dq.head(bh).data();
   float* const dv = grads.dv.head(bh).data();
+  request_rows(dq, d_k, lists.keys, lists.count);
+  request_rows(dv, d_v, lists.keys, lists.count);
   // lse: one softmax over all rounds. mean: one of each round, whose output counts 1 / rounds.
   const float factor = by_lse() ? 1.0f : 1.0f / static_cast<float>(params_.rounds);
   const float* const lse =
@@ -383,7 +409,7 @@ bool Reformer::attention_rows(const Inputs& in, Index b, Index h, std::span<cons
   make_plan(in, plan);
   const Index bh = b * problem_.heads + h, c = chunk();
   const auto q = in.q.head(bh);
-  std::vector<std::int32_t> memory(static_cast<std::size_t>(list_ints(c)));
+  std::vector<std::int32_t> memory(static_cast<std::size_t>(list_ints(problem_)));
   struct Entry {
     Index round, key;
     double logit;
