@@ -111,27 +111,25 @@ std::vector<Settings> settings_of(const std::string& name) {
   if (name == "clustered" || name == "improved_clustered") {
     std::vector<Settings> all{{}};
     for (const auto& [clusters, bits, top_k] :
-         {std::tuple<Index, Index, Index>{1, 63, 6}, {5, 8, 1}, {5, 20, 40}, {40, 31, 6}}) {
+         {std::tuple<Index, Index, Index>{1, 63, 6}, {5, 8, 40}, {40, 31, 1}}) {
       all.push_back({{"clusters", clusters},
                      {"bits", bits},
                      {"iterations", bits / 4},
-                     {"hash_bias", bits != 20}});
+                     {"hash_bias", bits != 8}});
       if (name == "improved_clustered") all.back()["top_k"] = top_k;
     }
     return all;
   }
   if (name == "reformer") {
-    std::vector<Settings> all{{}};
-    for (const std::string combine : {"mean", "lse"})
-      for (const bool self : {false, true})
-        for (const auto& [rounds, bits, chunk] :
-             {std::tuple<Index, Index, Index>{3, 4, 16}, {2, 2, 7}, {2, 1, 1}, {2, 3, 100}})
-          all.push_back({{"rounds", rounds},
-                         {"bits", bits},
-                         {"chunk", chunk},
-                         {"round_combine", combine},
-                         {"attend_self", self}});
-    return all;
+    const auto lsh = [](Index rounds, Index bits, Index chunk, const char* combine, bool self) {
+      return Settings{{"rounds", rounds},
+                      {"bits", bits},
+                      {"chunk", chunk},
+                      {"round_combine", std::string(combine)},
+                      {"attend_self", self}};
+    };
+    return {lsh(3, 4, 16, "mean", false), lsh(2, 1, 1, "mean", false), lsh(2, 2, 7, "mean", true),
+            lsh(2, 2, 7, "lse", false),   lsh(2, 3, 100, "lse", true), {}};
   }
   if (name == "hrrformer")
     return {{},
