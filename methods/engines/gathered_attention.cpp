@@ -128,8 +128,10 @@ void GatheredAttention::attend(const GatheredHead& head, const GatheredTile& til
       if (whole(r).hi > 0) lanes[r] = row_max(row(r), whole(r));
     store(largest, reduce_each(lanes, [](Vec a, Vec b) { return max(a, b); }));
     std::fill_n(lanes, kLanes, Vec{});
-    for (Index r = 0; r < rows; ++r)
+    for (Index r = 0; r < rows; ++r) {
+      largest[r] = std::ceil(largest[r]);  // exponentiate wants whole numbers
       lanes[r] = exponentiate(row(r), whole(r), largest[r] == -kInfinity ? 0.0f : largest[r]);
+    }
     store(total, reduce_each(lanes, [](Vec a, Vec b) { return a + b; }));
     for (Index r = 0; r < rows; ++r) {
       const bool empty = largest[r] == -kInfinity && total[r] == 0;
