@@ -82,4 +82,28 @@ inline void for_column_blocks(Index width, Body&& body) {
   if (c < width) body(c, std::integral_constant<int, 1>{});
 }
 
+// Calls body(first row, std::integral_constant<int, rows>) for blocks that cover any number of
+// rows: whole register blocks, then pairs, then a single one.
+template <int VECTORS, class Body>
+inline void for_row_blocks(Index rows, Body&& body) {
+  constexpr int kRows = product_rows(VECTORS);
+  Index r = 0;
+  for (; r + kRows <= rows; r += kRows) body(r, std::integral_constant<int, kRows>{});
+  for (; r + 2 <= rows; r += 2) body(r, std::integral_constant<int, 2>{});
+  if (r < rows) body(r, std::integral_constant<int, 1>{});
+}
+
+// c [rows, width] (+)= a * b [terms, width] for any number of rows; width is a multiple of kLanes.
+template <bool ACCUMULATE>
+inline void product(const float* a, Index a_row, Index a_col, Index rows, Index terms,
+                    const float* b, Index ldb, Index width, float* c, Index ldc) {
+  for_column_blocks(width, [&](Index x, auto vectors) {
+    constexpr int kVectors = decltype(vectors)::value;
+    for_row_blocks<kVectors>(rows, [&](Index r, auto count) {
+      product_block<decltype(count)::value, kVectors, ACCUMULATE>(
+          a + r * a_row, a_row, a_col, terms, b + x, ldb, c + r * ldc + x, ldc);
+    });
+  });
+}
+
 }  // namespace subquad::engine

@@ -80,6 +80,7 @@ TiledAttention::Tile TiledAttention::tile(Index number) const {
 
 void TiledAttention::prepare(const Problem& problem, Pattern pattern, bool gradients) {
   problem_ = problem;
+  capacity_ = problem.n_kv;
   pattern_ = std::move(pattern);
   if (gradients) list_by_keys();
   const Sizes sizes(problem, gradients);
@@ -98,6 +99,13 @@ void TiledAttention::prepare(const Problem& problem, Pattern pattern, bool gradi
   dq_parts_ = AlignedArray<float>(sizes.dq_parts);
   bias_ = {};
   scratch_ = AlignedArray<float>(thread_count() * scratch_floats_);
+}
+
+void TiledAttention::shorten(Index n) {
+  SUBQUAD_CHECK(problem_.n == problem_.n_kv && n <= capacity_ && pattern_.query_block == 0,
+                "n={} of {} prepared", n, capacity_);
+  problem_.n = problem_.n_kv = n;
+  panels_ = (n + kPanel - 1) / kPanel;
 }
 
 double TiledAttention::work_bytes(const Problem& problem, const Pattern& pattern, bool gradients) {
@@ -127,9 +135,9 @@ void TiledAttention::pack(const Inputs& in, bool gradients) {
   const Index heads = p.batch * p.heads;
   const bool masked = !in.key_mask.empty();
   if (masked) {  // copies with zeroed rows; made on first use, masks are not known in prepare
-    if (values_.size() == 0) values_ = AlignedArray<float>(heads * p.n_kv * wide_v_);
-    if (gradients && keys_.size() == 0) keys_ = AlignedArray<float>(heads * p.n_kv * wide_k_);
-    if (bias_.size() == 0) bias_ = AlignedArray<float>(p.batch * panels_ * kPanel);
+    if (values_.size() == 0) values_ = AlignedArray<float>(heads * capacity_ * wide_v_);
+    if (gradients && keys_.size() == 0) keys_ = AlignedArray<float>(heads * capacity_ * wide_k_);
+    if (bias_.size() == 0) bias_ = AlignedArray<float>(p.batch * round_up(capacity_, kPanel));
     for (Index b = 0; b < p.batch; ++b)
       for (Index j = 0; j < panels_ * kPanel; ++j)
         bias_[b * panels_ * kPanel + j] =

@@ -19,13 +19,17 @@ class TiledAttention {
   // Makes the work space; forward and backward allocate nothing unless there are more threads then,
   // or a key mask comes.
   void prepare(const Problem& problem, Pattern pattern, bool gradients);
+  // From now on calls have n queries and n keys, at most as many as prepare() was told, and see the
+  // first n rows and columns of its pattern. Allocates nothing. For patterns without lists.
+  void shorten(Index n);
 
   // out [batch, heads, n, d_v]. lse [batch * heads * n] receives the natural row log-sum-exp of the
   // scaled logits (-infinity for a row that sees no key, whose output is zero) unless it is null.
   void forward(const Inputs& in, TensorView out, float* lse);
-  // Overwrites grads.dq, dk, dv; out and lse are those of forward.
+  // Overwrites grads.dq, dk, dv; out and lse are those of forward. delta [batch * heads * n] takes
+  // the place of rowsum(dout * out) unless it is null (for outputs that more goes into).
   void backward(const Inputs& in, ConstTensorView out, ConstTensorView dout, const float* lse,
-                const Gradients& grads);
+                const Gradients& grads, const float* delta = nullptr);
 
   // Bytes that prepare() allocates for this problem with the present thread count, its copy of the
   // pattern included.
@@ -62,6 +66,7 @@ class TiledAttention {
                      Scratch& scratch, const float* dout, const float* lse, float* dq) const;
 
   Problem problem_;
+  Index capacity_ = 0;  // n_kv that there is room for
   Pattern pattern_;
   // Numbers of the listed stripes that meet a block of keys: those of block x of head h are
   // by_keys_[key_starts_[y] .. key_starts_[y + 1]) with y = (h % listed_heads) * blocks + x.

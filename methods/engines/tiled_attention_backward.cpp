@@ -4,7 +4,7 @@
 namespace subquad {
 
 void TiledAttention::backward(const Inputs& in, ConstTensorView out, ConstTensorView dout,
-                              const float* row_lse, const Gradients& grads) {
+                              const float* row_lse, const Gradients& grads, const float* delta) {
   pack(in, true);
   const Problem& p = problem_;
   const Index heads = p.batch * p.heads, padded_n = padded_rows(p.n);
@@ -15,8 +15,10 @@ void TiledAttention::backward(const Inputs& in, ConstTensorView out, ConstTensor
     const Index bh = item / row_items, first = item % row_items * kRowsPerItem;
     const Index count = std::min(kRowsPerItem, p.n - first), place = bh * p.n + first;
     for (Index i = place; i < place + count; ++i) {
-      delta_[i] = Eigen::Map<const Vector>(dout.data() + i * p.d_v, p.d_v)
-                      .dot(Eigen::Map<const Vector>(out.data() + i * p.d_v, p.d_v));
+      delta_[i] = delta != nullptr
+                      ? delta[i]
+                      : Eigen::Map<const Vector>(dout.data() + i * p.d_v, p.d_v)
+                            .dot(Eigen::Map<const Vector>(out.data() + i * p.d_v, p.d_v));
     }
     if (queries_.size() > 0)
       pack_rows(in.q.data() + place * p.d_k, count, p.d_k, wide_k_, nullptr,

@@ -30,8 +30,8 @@ class DenseStateful final : public Method {
     if (pass == Pass::decode) return window_decoder_bytes(p.batch * p.heads, p.n_kv, p.d_k, p.d_v);
     return TiledAttention::work_bytes(p, Pattern::of(Band::dense(p)), false);
   }
-  double flops(const Problem& p, Pass) const override {
-    return TiledAttention::flops(p, Pattern::of(Band::dense(p)), Pass::forward);
+  double flops(const Problem& p, Pass pass) const override {
+    return TiledAttention::flops(p, Pattern::of(Band::dense(p)), pass);
   }
 
  private:

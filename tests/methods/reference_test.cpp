@@ -108,6 +108,29 @@ std::vector<Settings> settings_of(const std::string& name) {
             with("rpe", false),
             with("normalize", false)};
   }
+  if (name == "clustered" || name == "improved_clustered") {
+    std::vector<Settings> all{{}};
+    for (const auto& [clusters, bits, top_k] :
+         {std::tuple<Index, Index, Index>{1, 63, 6}, {5, 8, 40}, {40, 31, 1}}) {
+      all.push_back({{"clusters", clusters},
+                     {"bits", bits},
+                     {"iterations", bits / 4},
+                     {"hash_bias", bits != 8}});
+      if (name == "improved_clustered") all.back()["top_k"] = top_k;
+    }
+    return all;
+  }
+  if (name == "reformer") {
+    const auto lsh = [](Index rounds, Index bits, Index chunk, const char* combine, bool self) {
+      return Settings{{"rounds", rounds},
+                      {"bits", bits},
+                      {"chunk", chunk},
+                      {"round_combine", std::string(combine)},
+                      {"attend_self", self}};
+    };
+    return {lsh(3, 4, 16, "mean", false), lsh(2, 1, 1, "mean", false), lsh(2, 2, 7, "mean", true),
+            lsh(2, 2, 7, "lse", false),   lsh(2, 3, 100, "lse", true), {}};
+  }
   if (name == "hrrformer")
     return {{},
             {{"rescale", true}, {"temperature", 3.0}},
@@ -124,6 +147,10 @@ Settings small_settings(const std::string& name) {
   if (name == "longformer") return {{"half_window", Index{1}}, {"global_tokens", Index{1}}};
   if (name == "bigbird") return {{"block", Index{1}}, {"random_blocks", Index{1}}};
   if (name == "block_sparse") return {{"block", Index{2}}, {"stride", Index{2}}};
+  if (name == "clustered") return {{"clusters", Index{2}}};
+  if (name == "improved_clustered") return {{"clusters", Index{2}}, {"top_k", Index{2}}};
+  if (name == "reformer")
+    return {{"rounds", Index{2}}, {"bits", Index{2}}, {"chunk", Index{2}}, {"attend_self", true}};
   return {};
 }
 

@@ -6,6 +6,7 @@
 
 #include "harness/core/params.h"
 #include "tests/reference/block_patterns.h"
+#include "tests/reference/clustered.h"
 #include "tests/reference/conv_basis.h"
 #include "tests/reference/deltanet.h"
 #include "tests/reference/hrrformer.h"
@@ -13,6 +14,7 @@
 #include "tests/reference/nprf.h"
 #include "tests/reference/oracles.h"
 #include "tests/reference/performer.h"
+#include "tests/reference/reformer.h"
 #include "tests/reference/sliding_window.h"
 #include "tests/reference/softmax_attention.h"
 #include "tests/reference/top_k.h"
@@ -66,6 +68,18 @@ inline DeltaOptions delta_options(const Settings& s) {
   return {{std::get<double>(s.at("beta"))}, std::get<bool>(s.at("normalize"))};
 }
 
+inline ClusteredOptions clustered_options(const Settings& s) {
+  return {std::get<Index>(s.at("clusters")), std::get<Index>(s.at("bits")),
+          std::get<Index>(s.at("iterations")), std::get<bool>(s.at("hash_bias")),
+          s.contains("top_k") ? std::get<Index>(s.at("top_k")) : 0};
+}
+
+inline LshOptions lsh_options(const Settings& s) {
+  return {std::get<Index>(s.at("rounds")), std::get<Index>(s.at("bits")),
+          std::get<Index>(s.at("chunk")), std::get<std::string>(s.at("round_combine")) == "lse",
+          std::get<bool>(s.at("attend_self"))};
+}
+
 inline const std::map<std::string, Reference>& references() {
   const auto integer = [](const Settings& s, const char* key) {
     return std::get<Index>(s.at(key));
@@ -85,6 +99,11 @@ inline const std::map<std::string, Reference>& references() {
   const auto text = [](const Settings& s, const char* key) {
     return std::get<std::string>(s.at(key));
   };
+  const Reference clustered{
+      [](const Settings& s, const Call& c) { return clustered_attention(c, clustered_options(s)); },
+      [](const Settings& s, const Call& c, const TensorD& dout) {
+        return clustered_attention_gradient(c, clustered_options(s), dout);
+      }};
   static const std::map<std::string, Reference> all{
       {"bigbird", by_head([integer, text](const Settings& s, const Call& c) {
          return sees_bigbird(c.problem.n, integer(s, "block"), integer(s, "random_blocks"),
@@ -106,6 +125,7 @@ inline const std::map<std::string, Reference>& references() {
       {"block_rank_causal", {[integer](const Settings& s, const Call& c) {
          return matrix_attention(c, block_rank_matrix(c, integer(s, "rank")));
        }}},
+      {"clustered", clustered},
       {"column_sampling", {[integer](const Settings& s, const Call& c) {
          return matrix_attention(
              c, column_sampling_matrix(c, integer(s, "samples"), std::get<bool>(s.at("values"))));
@@ -124,7 +144,9 @@ inline const std::map<std::string, Reference>& references() {
           return std::move(gradient.qkv);
         }}},
       {"dense_naive", dense},
+      {"dense_recompute", {dense.forward}},
       {"dense_stateful", {dense.forward}},
+      {"improved_clustered", clustered},
       {"lightning2",
        {[](const Settings& s, const Call& c) {
           return linear_attention(c, lightning_options(s, c.problem));
@@ -149,6 +171,11 @@ inline const std::map<std::string, Reference>& references() {
         },
         [](const Settings& s, const Call& c, const TensorD& dout) {
           return linear_attention_gradient(c, performer_options(s, c.problem), dout);
+        }}},
+      {"reformer",
+       {[](const Settings& s, const Call& c) { return lsh_attention(c, lsh_options(s)); },
+        [](const Settings& s, const Call& c, const TensorD& dout) {
+          return lsh_attention_gradient(c, lsh_options(s), dout);
         }}},
       {"sliding_window",
        {[integer](const Settings& s, const Call& c) {
