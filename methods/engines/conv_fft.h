@@ -47,12 +47,15 @@ class FftConv {
  private:
   // The length for the rows and columns of a segment.
   static Index needed(const Sizes& sizes, Index start, Index end);
-  static Index column_values(const Sizes& s);    // of one work item
+  static Index scratch_values(const Sizes& s);   // of one thread
   static Index spectrum_values(const Sizes& s);  // of the longest transform
+  void shared_columns(T* columns, Index stride, Index count, T* work) const;
+  void local_column(T* values, T* work) const;
   const RealFft<T>& plan_for(Index length) const;
   void grow_scratch();
 
   Sizes sizes_;
+  Index spectrum_ = 0, scratch_size_ = 0;
   std::vector<RealFft<T>> fft_;           // ascending
   std::vector<const RealFft<T>*> plans_;  // [segments] in use
   std::vector<Index> offsets_;            // [segments] of its spectrum

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from . import (bound, decode, error, figure, layout, matrix_error, memory, overview, pareto,
+from . import (bound, budget, decode, error, figure, layout, matrix_error, memory, overview, pareto,
                peak, speedup, style, time, views)
 
 # Each has NAME, applies(view), caption(view) and draw(axes, view, context). To add a figure, write
 # such a module and name it here. One with panels(view), the number of its panels, gets a list of
 # axes and both columns of the page when there are several.
-FIGURES = [time, decode, speedup, memory, error, matrix_error, bound, pareto, peak]
+FIGURES = [time, decode, speedup, memory, error, matrix_error, bound, budget, pareto, peak]
 
 
 def draw_one(kind, view, context, results, directory, formats):
