@@ -9,7 +9,7 @@
 namespace subquad {
 namespace {
 
-constexpr Index kTile = lanes::kSquare;    // columns that are copied together
+constexpr Index kChunk = 512;              // rows that a thread turns into columns at a time
 constexpr Index kShares[] = {8, 4, 2, 1};  // a shared length is n + n / share, for unknown starts
 constexpr Index kShortest = 32;            // of the lengths between which local transforms choose
 
@@ -18,6 +18,17 @@ constexpr Index kShortest = 32;            // of the lengths between which local
 constexpr int kGroup = 4, kTogether = 2;
 
 Index aligned(Index values) { return (values + 15) / 16 * 16; }
+
+// to[t] = from[t] unit scale[t]; scale may be null.
+template <class T, class Value>
+void store_scaled(const T* from, Index n, double unit, const double* scale, Value* to) {
+  if (scale == nullptr) {
+    for (Index t = 0; t < n; ++t) to[t] = static_cast<Value>(static_cast<double>(from[t]) * unit);
+  } else {
+    for (Index t = 0; t < n; ++t)
+      to[t] = static_cast<Value>(static_cast<double>(from[t]) * (unit * scale[t]));
+  }
+}
 
 // sums(c) = or += sum over g < group of kernels[g] * products(c, g): see complex_lanes.h.
 template <class T>
@@ -81,11 +92,16 @@ template <class T>
 Index FftConv<T>::spectrum_values(const Sizes& s) {
   return aligned(lengths(s).back() + 2);
 }
-// Of one thread: [kTile, n] columns, one padded column, spectra of the products and their sums.
+// Of one thread: one padded column, spectra of the products and their sums.
 template <class T>
 Index FftConv<T>::scratch_values(const Sizes& s) {
   const Index spectra = s.shared ? kTogether * (kGroup + 1) : 2;
-  return kTile * aligned(s.n) + (1 + spectra) * spectrum_values(s);
+  return (1 + spectra) * spectrum_values(s);
+}
+// 16 more, so that neighbouring columns do not lie a power of two apart, in one set of the cache.
+template <class T>
+Index FftConv<T>::stride(const Sizes& s) {
+  return aligned(s.n) + 16;
 }
 template <class T>
 double FftConv<T>::bytes(const Sizes& s) {
@@ -94,7 +110,8 @@ double FftConv<T>::bytes(const Sizes& s) {
   return plans +
          static_cast<double>(sizeof(T)) * static_cast<double>(s.max_segments * spectrum_values(s) +
                                                               thread_count() * scratch_values(s)) +
-         16.0 * static_cast<double>(s.max_segments);
+         16.0 * static_cast<double>(s.max_segments) +
+         (s.wide ? 8.0 : 4.0) * static_cast<double>(s.columns * stride(s));
 }
 
 template <class T>
@@ -107,6 +124,8 @@ void FftConv<T>::prepare(const Sizes& sizes, Planner planner) {
   plans_.reserve(static_cast<std::size_t>(sizes.max_segments));
   offsets_.reserve(static_cast<std::size_t>(sizes.max_segments));
   kernels_ = AlignedArray<T>(sizes.max_segments * spectrum_);
+  columns_ = AlignedArray<float>(sizes.wide ? 0 : sizes.columns * stride(sizes));
+  wide_columns_ = AlignedArray<double>(sizes.wide ? sizes.columns * stride(sizes) : 0);
   threads_ = 0;
   grow_scratch();
 }
@@ -144,7 +163,7 @@ void FftConv<T>::set_kernels(const ConvKernels<T>& w) {
   }
   parallel_for(w.count(), [&](Index i, int thread) {
     const RealFft<T>& fft = *plans_[static_cast<std::size_t>(i)];
-    T* padded = scratch_.data() + thread * scratch_size_ + kTile * aligned(sizes_.n);
+    T* padded = scratch_.data() + thread * scratch_size_;
     std::fill_n(padded, fft.length(), T{0});
     const T* profile = w.profile(i);
     std::copy(profile, profile + w.highest(i) + 1, padded);
@@ -154,80 +173,100 @@ void FftConv<T>::set_kernels(const ConvKernels<T>& w) {
   });
 }
 
-// Replaces `count` columns of length n, `stride` apart, by F times their products.
+// Replaces `count` <= kTogether columns by their products. The padded column is zero before and
+// after.
 template <class T>
-void FftConv<T>::shared_columns(T* columns, Index stride, Index count, T* work) const {
+template <class Value>
+void FftConv<T>::shared_columns(Value* columns, Index count, const double* row_scale,
+                                T* work) const {
   const RealFft<T>& fft = *plans_.front();
-  const Index size = aligned(fft.length() + 2), segments = w_->count();
+  const Index size = aligned(fft.length() + 2), segments = w_->count(), ld = stride(sizes_);
   T *padded = work, *products = work + spectrum_;
   T* sums = products + kTogether * kGroup * spectrum_;
-  std::fill_n(padded, fft.length(), T{0});  // between two transforms it is zero everywhere
-  for (Index first = 0; first < count; first += kTogether) {
-    const auto together = static_cast<int>(std::min<Index>(kTogether, count - first));
-    for (Index i0 = 0; i0 < segments; i0 += kGroup) {
-      const auto group = static_cast<int>(std::min<Index>(kGroup, segments - i0));
-      const T* kernels[kGroup] = {};
-      for (int g = 0; g < group; ++g)
-        kernels[g] = kernels_.data() + offsets_[static_cast<std::size_t>(i0 + g)];
-      for (int c = 0; c < together; ++c)
-        for (int g = 0; g < group; ++g) {
-          const T* values = columns + (first + c) * stride;
-          const Index begin = w_->start(i0 + g), end = w_->end(i0 + g);
-          std::copy(values + begin, values + end, padded + begin);
-          fft.forward(padded, products + (c * kGroup + g) * spectrum_);
-          std::fill(padded + begin, padded + end, T{0});
-        }
-      add_products<T>(group, together, i0 > 0, kernels, products, spectrum_, size, sums);
-    }
-    for (int c = 0; c < together; ++c) {
-      fft.inverse(sums + c * spectrum_, products);
-      std::copy_n(products, sizes_.n, columns + (first + c) * stride);
-    }
+  for (Index i0 = 0; i0 < segments; i0 += kGroup) {
+    const auto group = static_cast<int>(std::min<Index>(kGroup, segments - i0));
+    const T* kernels[kGroup] = {};
+    for (int g = 0; g < group; ++g)
+      kernels[g] = kernels_.data() + offsets_[static_cast<std::size_t>(i0 + g)];
+    for (Index c = 0; c < count; ++c)
+      for (int g = 0; g < group; ++g) {
+        const Index begin = w_->start(i0 + g), end = w_->end(i0 + g);
+        const Value* values = columns + c * ld;
+        for (Index j = begin; j < end; ++j) padded[j] = static_cast<T>(values[j]);
+        fft.forward(padded, products + (c * kGroup + g) * spectrum_);
+        std::fill(padded + begin, padded + end, T{0});
+      }
+    add_products<T>(group, static_cast<int>(count), i0 > 0, kernels, products, spectrum_, size,
+                    sums);
+  }
+  const double unit = 1.0 / static_cast<double>(fft.length());
+  for (Index c = 0; c < count; ++c) {
+    fft.inverse(sums + c * spectrum_, products);
+    store_scaled(products, sizes_.n, unit, row_scale, columns + c * ld);
   }
 }
 
-// Replaces a column of length n by its product.
+// Replaces a column by its product.
 template <class T>
-void FftConv<T>::local_column(T* values, T* work) const {
+template <class Value>
+void FftConv<T>::local_column(Value* column, const double* row_scale, T* work) const {
   const Index n = sizes_.n;
   T *padded = work, *product = work + spectrum_, *sum = product + spectrum_;
   std::fill_n(sum, n, T{0});  // the longest spectrum has more than n values
   for (Index i = 0; i < w_->count(); ++i) {
     const RealFft<T>& fft = *plans_[static_cast<std::size_t>(i)];
-    const Index size = w_->end(i) - w_->start(i);
-    std::copy(values + w_->start(i), values + w_->end(i), padded);
+    const Index start = w_->start(i), size = w_->end(i) - start;
+    for (Index j = 0; j < size; ++j) padded[j] = static_cast<T>(column[start + j]);
     std::fill(padded + size, padded + fft.length(), T{0});
     fft.forward(padded, product);
     const T* kernel = kernels_.data() + offsets_[static_cast<std::size_t>(i)];
     add_products<T>(1, 1, false, &kernel, product, spectrum_, aligned(fft.length() + 2), product);
     fft.inverse(product, padded);
     const T unit = T{1} / static_cast<T>(fft.length());
-    for (Index t = w_->start(i); t < n; ++t) sum[t] += padded[t - w_->start(i)] * unit;
-    const T* before = padded + fft.length() - w_->start(i);
-    for (Index t = 0; !w_->causal() && t < w_->start(i); ++t) sum[t] += before[t] * unit;
+    for (Index t = start; t < n; ++t) sum[t] += padded[t - start] * unit;
+    const T* before = padded + fft.length() - start;
+    for (Index t = 0; !w_->causal() && t < start; ++t) sum[t] += before[t] * unit;
   }
-  std::copy_n(sum, n, values);
+  store_scaled(sum, n, 1.0, row_scale, column);
 }
 
 template <class T>
-template <class In, class Out>
-void FftConv<T>::apply(const In* x, Index columns, const double* row_scale,
-                       const std::uint8_t* skip, Out* out) {
-  const Index n = sizes_.n, stride = aligned(n);
-  const double unit = sizes_.shared ? 1.0 / static_cast<double>(plans_.front()->length()) : 1.0;
-  parallel_for((columns + kTile - 1) / kTile, [&](Index tile, int thread) {
-    const Index column = tile * kTile, count = std::min(kTile, columns - column);
-    T* values = scratch_.data() + thread * scratch_size_;  // [kTile, stride]
-    T* work = values + kTile * stride;
-    lanes::rows_to_columns(x + column, columns, n, count, values, stride);
-    for (Index j = 0; skip != nullptr && j < n; ++j)
-      for (Index c = 0; c < count && skip[j] != 0; ++c) values[c * stride + j] = T{0};
-    if (sizes_.shared) {
-      shared_columns(values, stride, count, work);
-    } else {
-      for (Index c = 0; c < count; ++c) local_column(values + c * stride, work);
-    }
-    lanes::columns_to_rows(values, stride, n, count, unit, row_scale, out + column, columns);
+template <class Value>
+void FftConv<T>::apply(const Value* x, Index columns, const double* row_scale,
+                       const std::uint8_t* skip, Value* out) {
+  const Index n = sizes_.n, ld = stride(sizes_);
+  Value* buffer = nullptr;
+  if constexpr (std::is_same_v<Value, double>) {
+    buffer = wide_columns_.data();
+  } else {
+    buffer = columns_.data();
+  }
+  SUBQUAD_CHECK(columns <= sizes_.columns && buffer != nullptr, "{} columns, prepared for {}",
+                columns, sizes_.columns);
+  const Index chunks = (n + kChunk - 1) / kChunk;
+  parallel_for(chunks, [&](Index item, int) {
+    const Index first = item * kChunk, rows = std::min(kChunk, n - first);
+    lanes::rows_to_columns(x + first * columns, columns, rows, columns, buffer + first, ld);
+    for (Index j = first; skip != nullptr && j < first + rows; ++j)
+      for (Index c = 0; c < columns && skip[j] != 0; ++c) buffer[c * ld + j] = Value{0};
+  });
+  if (sizes_.shared) {
+    for (int thread = 0; thread < threads_; ++thread)
+      std::fill_n(scratch_.data() + thread * scratch_size_, plans_.front()->length(), T{0});
+    parallel_for((columns + kTogether - 1) / kTogether, [&](Index item, int thread) {
+      const Index first = item * kTogether;
+      shared_columns(buffer + first * ld, std::min<Index>(kTogether, columns - first), row_scale,
+                     scratch_.data() + thread * scratch_size_);
+    });
+  } else {
+    parallel_for(columns, [&](Index c, int thread) {
+      local_column(buffer + c * ld, row_scale, scratch_.data() + thread * scratch_size_);
+    });
+  }
+  parallel_for(chunks, [&](Index item, int) {
+    const Index first = item * kChunk, rows = std::min(kChunk, n - first);
+    lanes::columns_to_rows(buffer + first, ld, rows, columns, 1.0, nullptr, out + first * columns,
+                           columns);
   });
 }
 

@@ -24,7 +24,8 @@ std::vector<std::pair<std::string, Engine<T>>> engines() {
   const auto long_transforms = [](bool shared, bool known) {
     return [=](const ConvKernels<T>& w, const T* x, T* y) {
       FftConv<T> conv;
-      typename FftConv<T>::Sizes sizes{w.n(), kColumns, w.count(), w.causal(), shared, {}};
+      typename FftConv<T>::Sizes sizes{w.n(),  kColumns, w.count(),     w.causal(),
+                                       shared, {},       sizeof(T) == 8};
       if (known) sizes.starts.assign(w.starts().begin(), w.starts().end());
       conv.prepare(sizes, Planner::estimate);
       conv.set_kernels(w);
