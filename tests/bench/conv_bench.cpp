@@ -154,17 +154,22 @@ void engines(Index n, Index k) {
 void against_dense(Index n) {
   Call dense(n, "dense", {});
   double last_k = 0, last_ratio = 0;
+  std::vector<double> opponent;
   for (Index k = 1; k <= n; k *= 4) {
     Call call(n, "conv_basis", conv(k, "auto"));
-    std::vector<double> times{call.run()}, opponent{dense.run()};
-    for (int round = 0, all = std::min(9, rounds(times[0] + opponent[0])); round < all; ++round) {
+    std::vector<double> times{call.run()};
+    const bool slow = !opponent.empty() && opponent[0] > 1;  // measured with the first k
+    if (!slow) opponent = {dense.run()};
+    const int all = static_cast<int>(std::clamp(1 / (times[0] + opponent[0]), 1.0, 9.0));
+    for (int round = 0; round < all; ++round) {
       times.push_back(call.run());
-      if (opponent[0] < 1 || round == 0) opponent.push_back(dense.run());
+      if (!slow) opponent.push_back(dense.run());
     }
     const double a = *std::min_element(times.begin(), times.end());
     const double b = *std::min_element(opponent.begin(), opponent.end());
     fmt::print("n {:6} k {:5}: dense {:9.3f} ms, auto {:9.3f} ms, {:.2f} times\n", n, k, 1e3 * b,
                1e3 * a, b / a);
+    std::fflush(stdout);
     if (b < a) {
       if (k > 1) {
         const double share = std::log(last_ratio) / (std::log(last_ratio) - std::log(b / a));
