@@ -93,6 +93,13 @@ void PartitionedConv<T>::prepare(const Sizes& sizes, Planner planner) {
 }
 
 template <class T>
+template <class Body>
+void PartitionedConv<T>::for_items(Index count, Body&& body) const {
+  if (!sizes_.alone) return parallel_for(count, body);
+  for (Index i = 0; i < count; ++i) body(i, 0);
+}
+
+template <class T>
 void PartitionedConv<T>::grow_scratch() {
   if (threads_ >= thread_count()) return;
   threads_ = thread_count();
@@ -163,7 +170,7 @@ void PartitionedConv<T>::set_kernels(const ConvKernels<T>& w) {
     kernel_count_ += all - b0 - lowest;
   }
   // Several windows of a segment per item would save nothing: each is one transform.
-  parallel_for(kernel_count_, [&](Index kernel, int thread) {
+  for_items(kernel_count_, [&](Index kernel, int thread) {
     const auto after = std::upper_bound(kernel_base_.begin(), kernel_base_.end(), kernel);
     const Index i = after - kernel_base_.begin() - 1;
     const Index lowest = causal_ ? 0 : -((w.end(i) - 1) / block);
@@ -193,7 +200,7 @@ void PartitionedConv<T>::apply(const In* x, Index columns, const double* row_sca
   const Index block = sizes_.block, all = blocks(sizes_), stride = 2 * block + 16;
   const auto pieces = static_cast<Index>(pieces_.size());
   const double unit = 1.0 / static_cast<double>(2 * block);
-  parallel_for((columns + kTile - 1) / kTile, [&](Index tile, int thread) {
+  for_items((columns + kTile - 1) / kTile, [&](Index tile, int thread) {
     const Index column = tile * kTile, count = std::min(kTile, columns - column);
     T* rows = scratch(thread);
     T* spectrum = rows + kTile * stride;
@@ -238,7 +245,7 @@ void PartitionedConv<T>::apply_transposed(const T* x, Index columns, T* out) {
   const Index block = sizes_.block, all = blocks(sizes_), stride = 2 * block + 16;
   const auto pieces = static_cast<Index>(pieces_.size());
   const T unit = T{1} / static_cast<T>(2 * block);
-  parallel_for((columns + kTile - 1) / kTile, [&](Index tile, int thread) {
+  for_items((columns + kTile - 1) / kTile, [&](Index tile, int thread) {
     const Index column = tile * kTile, count = std::min(kTile, columns - column);
     T* rows = scratch(thread);
     T* spectrum = rows + kTile * stride;
@@ -290,7 +297,7 @@ void PartitionedConv<T>::correlate(const T* g, const T* x, Index columns, ConvKe
   T* others = values + vectors(sizes_) * pieces * kTile * kStep;
   for (Index column = 0; column < columns; column += kTile) {
     const Index count = std::min(kTile, columns - column);
-    parallel_for(pieces + all, [&](Index item, int thread) {
+    for_items(pieces + all, [&](Index item, int thread) {
       T* rows = scratch(thread);
       T* spectrum = rows + kTile * stride;
       if (item < pieces) {
@@ -304,7 +311,7 @@ void PartitionedConv<T>::correlate(const T* g, const T* x, Index columns, ConvKe
         transform(rows, count, spectrum, all, r, others);
       }
     });
-    parallel_for(vectors(sizes_), [&](Index f, int) {
+    for_items(vectors(sizes_), [&](Index f, int) {
       for (Index p = 0; p < pieces; ++p) {
         const Piece& piece = pieces_[static_cast<std::size_t>(p)];
         const T* a = values + (f * pieces + p) * kTile * kStep;
@@ -329,7 +336,7 @@ void PartitionedConv<T>::correlate(const T* g, const T* x, Index columns, ConvKe
     });
   }
   const T unit = T{1} / static_cast<T>(2 * block);
-  parallel_for(to->count(), [&](Index i, int thread) {
+  for_items(to->count(), [&](Index i, int thread) {
     T* window = scratch(thread);
     T* spectrum = window + kTile * stride;
     const Index low = to->lowest(i), high = to->highest(i);

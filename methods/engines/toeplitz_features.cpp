@@ -13,6 +13,9 @@ namespace {
 
 constexpr Index kRows = 64;   // rows of a work item
 constexpr Index kKeys = 128;  // keys of a tile
+// Longest sequence whose transforms stay on one thread: a gradient makes thousands of products of
+// some 100 us, and where processors are short every wait for the other threads costs a time slice.
+constexpr Index kAlone = 1024;
 
 ConvSizes conv_cost_sizes(const ToeplitzFeatures::Sizes& s) {
   return {s.n, 1, s.d_v, 1, s.causal, false};
@@ -24,7 +27,7 @@ Index ToeplitzFeatures::block(const Sizes& s) {
   return choose_conv_plan(conv_cost_sizes(s), "partitioned").block;
 }
 PartitionedConv<double>::Sizes ToeplitzFeatures::conv_sizes(const Sizes& s) {
-  return {s.n, columns(s), 1, s.causal, block(s), s.gradients};
+  return {s.n, columns(s), 1, s.causal, block(s), s.gradients, s.n <= kAlone};
 }
 Index ToeplitzFeatures::tile_floats(const Sizes& s) {
   return (kRows + kKeys) * s.features + kRows * kKeys + (kRows + kKeys) * s.d_v;
@@ -101,6 +104,10 @@ double ToeplitzFeatures::product(Index t, Index j) const {
 
 template <class Body>
 void ToeplitzFeatures::for_rows(Body&& body) const {
+  if (sizes_.n <= kAlone) {
+    for (Index t = 0; t < sizes_.n; ++t) body(t, 0);
+    return;
+  }
   parallel_for((sizes_.n + kRows - 1) / kRows, [&](Index item, int thread) {
     for (Index t = item * kRows; t < std::min(sizes_.n, (item + 1) * kRows); ++t) body(t, thread);
   });
