@@ -20,7 +20,7 @@ def curve_name(series, alone):
     if alone:
         return series
     name = re.sub(r"[=\s]*\d+(\.\d+)?", "", series)
-    return re.sub(r"\s+", " ", name).strip(" ,;:()") or series
+    return re.sub(r"\s+", " ", name).strip(" ,;:") or series
 
 
 def common_length(view):
@@ -125,6 +125,7 @@ def draw(axes_list, view, context):
             line["marker"] = ""
         drawn.handles[curve] = Line2D([], [], **line)
         drawn.entries.append((curve, name))
-    drawn.notes.insert(0, f"n = {length_text(common_length(view))}")
+    for axes in axes_list:
+        axes.set_title(f"n = {length_text(common_length(view))}")
     drawn.notes += error.mark_notes(view, list(points["series"]))
     return drawn

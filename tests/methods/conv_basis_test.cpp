@@ -437,6 +437,20 @@ TEST_CASE("memory is O(k n + n d) and what the formula says, on every engine", "
         const double used = allocated() - before, declared = method->extra_bytes(p, Pass::forward);
         CHECK(declared == Approx(used).epsilon(0.1));
         CHECK(used <= 400.0 * static_cast<double>(n * (8 + 64)));
+        if (segmentation != "uniform") continue;
+        // The formulas in words at the head of conv_basis.cpp.
+        const auto length = static_cast<double>(n),
+                   f = static_cast<double>(good_fft_size(n + n / 8));
+        const double k = 8, d = 64, threads = thread_count(), b = metric(*method, "block");
+        if (engine == "shared")
+          CHECK(used == Approx(8 * (k * length + (k + 11 * threads) * f + length * d / 2 + 1.6 * f +
+                                    5.1 * length))
+                            .epsilon(0.1));
+        if (engine == "partitioned")
+          CHECK(used == Approx(8 * (3 * k * length +
+                                    threads * (8 * (2 * b + 16) + 32 * length + 16 * k * b) +
+                                    3.2 * b + 5.1 * length))
+                            .epsilon(0.1));
       }
 }
 
