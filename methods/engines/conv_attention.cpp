@@ -181,12 +181,9 @@ void ConvAttention<T>::estimate_errors(const float* v) {
   });
   const auto norm = [&](Index begin, Index end) {
     double sum = 0;
-    for (Index j = begin; j < end; ++j) {
-      if (skip_[j] != 0) continue;
-      float row = 0;
-      for (Index c = 0; c < d_v; ++c) row += v[j * d_v + c] * v[j * d_v + c];
-      sum += static_cast<double>(row);
-    }
+    for (Index j = begin; j < end; ++j)
+      if (skip_[j] == 0)
+        sum += static_cast<double>(ConstMatrixMap(v + j * d_v, 1, d_v).squaredNorm());
     return sum / static_cast<double>(d_v);
   };
   Index pieces = 0;

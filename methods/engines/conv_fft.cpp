@@ -1,23 +1,62 @@
 #include "methods/engines/conv_fft.h"
 
-#include <complex>
+#include <type_traits>
 
 #include "harness/core/parallel.h"
+#include "methods/engines/complex_lanes.h"
+#include "methods/engines/transpose_columns.h"
 
 namespace subquad {
 namespace {
 
-constexpr Index kTile = 8;       // columns that are copied together
-constexpr Index kEighths = 8;    // steps of a shared length between n and 2 n
-constexpr Index kShortest = 32;  // of the lengths between which local transforms choose
+constexpr Index kChunk = 512;              // rows that a thread turns into columns at a time
+constexpr Index kShares[] = {8, 4, 2, 1};  // a shared length is n + n / share, for unknown starts
+constexpr Index kShortest = 32;            // of the lengths between which local transforms choose
+
+// Long spectra live in the outer caches, where passes over them are what costs. So the products of
+// kGroup segments are added to a sum in one pass, for kTogether columns that share the kernels.
+constexpr int kGroup = 4, kTogether = 2;
 
 Index aligned(Index values) { return (values + 15) / 16 * 16; }
 
+// to[t] = from[t] unit scale[t]; scale may be null.
+template <class T, class Value>
+void store_scaled(const T* from, Index n, double unit, const double* scale, Value* to) {
+  if (scale == nullptr) {
+    for (Index t = 0; t < n; ++t) to[t] = static_cast<Value>(static_cast<double>(from[t]) * unit);
+  } else {
+    for (Index t = 0; t < n; ++t)
+      to[t] = static_cast<Value>(static_cast<double>(from[t]) * (unit * scale[t]));
+  }
+}
+
+// sums(c) = or += sum over g < group of kernels[g] * products(c, g): see complex_lanes.h.
 template <class T>
-using Spectrum = Eigen::Map<Eigen::Array<std::complex<T>, Eigen::Dynamic, 1>>;
-template <class T>
-Spectrum<T> spectrum(T* data, Index size) {
-  return Spectrum<T>(reinterpret_cast<std::complex<T>*>(data), size);
+void add_products(int group, int columns, bool keep, const T* const* kernels, const T* products,
+                  Index stride, Index size, T* sums) {
+  const auto run = [&](auto groups) {
+    constexpr int kCount = decltype(groups)::value;
+    const auto add = [&](auto columns_now, auto keep_now) {
+      lanes::add_complex_products<kCount, decltype(columns_now)::value, decltype(keep_now)::value,
+                                  kGroup>(kernels, products, stride, size, sums, stride);
+    };
+    const auto with_columns = [&](auto keep_now) {
+      if (columns == kTogether) {
+        add(std::integral_constant<int, kTogether>(), keep_now);
+      } else {
+        add(std::integral_constant<int, 1>(), keep_now);
+      }
+    };
+    if (keep) {
+      with_columns(std::true_type());
+    } else {
+      with_columns(std::false_type());
+    }
+  };
+  if (group == 4) return run(std::integral_constant<int, 4>());
+  if (group == 3) return run(std::integral_constant<int, 3>());
+  if (group == 2) return run(std::integral_constant<int, 2>());
+  run(std::integral_constant<int, 1>());
 }
 
 }  // namespace
@@ -37,8 +76,8 @@ std::vector<Index> FftConv<T>::lengths(const Sizes& s) {
     std::sort(all.begin(), all.end());
     if (s.shared) all = {all.back()};
   } else if (s.shared) {
-    for (Index m = 1; m <= kEighths; ++m)
-      all.push_back(good_fft_size(s.n + (s.n * m + kEighths - 1) / kEighths));
+    // Few, because the tables of every plan are as long as a spectrum.
+    for (const Index share : kShares) all.push_back(good_fft_size(s.n + (s.n + share - 1) / share));
   } else {
     for (Index power = kShortest; all.empty() || all.back() < 2 * s.n; power *= 2) {
       all.push_back(power);
@@ -53,26 +92,40 @@ template <class T>
 Index FftConv<T>::spectrum_values(const Sizes& s) {
   return aligned(lengths(s).back() + 2);
 }
-// [kTile, n] columns, one padded column, one spectrum and one sum of spectra.
+// Of one thread: one padded column, spectra of the products and their sums.
 template <class T>
-Index FftConv<T>::column_values(const Sizes& s) {
-  return kTile * aligned(s.n) + 3 * spectrum_values(s);
+Index FftConv<T>::scratch_values(const Sizes& s) {
+  const Index spectra = s.shared ? kTogether * (kGroup + 1) : 2;
+  return (1 + spectra) * spectrum_values(s);
+}
+// 16 more, so that neighbouring columns do not lie a power of two apart, in one set of the cache.
+template <class T>
+Index FftConv<T>::stride(const Sizes& s) {
+  return aligned(s.n) + 16;
 }
 template <class T>
 double FftConv<T>::bytes(const Sizes& s) {
-  return static_cast<double>(sizeof(T)) * static_cast<double>(s.max_segments * spectrum_values(s) +
-                                                              thread_count() * column_values(s)) +
-         16.0 * static_cast<double>(s.max_segments);
+  double plans = 0;
+  for (const Index length : lengths(s)) plans += RealFft<T>::bytes(length);
+  return plans +
+         static_cast<double>(sizeof(T)) * static_cast<double>(s.max_segments * spectrum_values(s) +
+                                                              thread_count() * scratch_values(s)) +
+         16.0 * static_cast<double>(s.max_segments) +
+         (s.wide ? 8.0 : 4.0) * static_cast<double>(s.columns * stride(s));
 }
 
 template <class T>
 void FftConv<T>::prepare(const Sizes& sizes, Planner planner) {
   sizes_ = sizes;
+  spectrum_ = spectrum_values(sizes);
+  scratch_size_ = scratch_values(sizes);
   fft_.clear();
   for (const Index length : lengths(sizes)) fft_.emplace_back(length, planner);
   plans_.reserve(static_cast<std::size_t>(sizes.max_segments));
   offsets_.reserve(static_cast<std::size_t>(sizes.max_segments));
-  kernels_ = AlignedArray<T>(sizes.max_segments * spectrum_values(sizes));
+  kernels_ = AlignedArray<T>(sizes.max_segments * spectrum_);
+  columns_ = AlignedArray<float>(sizes.wide ? 0 : sizes.columns * stride(sizes));
+  wide_columns_ = AlignedArray<double>(sizes.wide ? sizes.columns * stride(sizes) : 0);
   threads_ = 0;
   grow_scratch();
 }
@@ -81,7 +134,7 @@ template <class T>
 void FftConv<T>::grow_scratch() {
   if (threads_ >= thread_count()) return;
   threads_ = thread_count();
-  scratch_ = AlignedArray<T>(threads_ * column_values(sizes_));
+  scratch_ = AlignedArray<T>(threads_ * scratch_size_);
 }
 
 template <class T>
@@ -110,7 +163,7 @@ void FftConv<T>::set_kernels(const ConvKernels<T>& w) {
   }
   parallel_for(w.count(), [&](Index i, int thread) {
     const RealFft<T>& fft = *plans_[static_cast<std::size_t>(i)];
-    T* padded = scratch_.data() + thread * column_values(sizes_) + kTile * aligned(sizes_.n);
+    T* padded = scratch_.data() + thread * scratch_size_;
     std::fill_n(padded, fft.length(), T{0});
     const T* profile = w.profile(i);
     std::copy(profile, profile + w.highest(i) + 1, padded);
@@ -120,70 +173,100 @@ void FftConv<T>::set_kernels(const ConvKernels<T>& w) {
   });
 }
 
+// Replaces `count` <= kTogether columns by their products. The padded column is zero before and
+// after.
 template <class T>
-template <class In, class Out>
-void FftConv<T>::apply(const In* x, Index columns, const double* row_scale,
-                       const std::uint8_t* skip, Out* out) {
-  const Index n = sizes_.n, stride = aligned(n);
-  parallel_for((columns + kTile - 1) / kTile, [&](Index tile, int thread) {
-    const Index column = tile * kTile, count = std::min(kTile, columns - column);
-    T* rows = scratch_.data() + thread * column_values(sizes_);  // [kTile, stride]
-    T* padded = rows + kTile * stride;
-    T* product = padded + spectrum_values(sizes_);
-    T* sum = product + spectrum_values(sizes_);
-    for (Index j = 0; j < n; ++j) {
-      const bool zero = skip != nullptr && skip[j] != 0;
-      for (Index c = 0; c < count; ++c)
-        rows[c * stride + j] = zero ? T{0} : static_cast<T>(x[j * columns + column + c]);
-    }
-    for (Index c = 0; c < count; ++c) {
-      T* values = rows + c * stride;
-      if (sizes_.shared) {
-        const RealFft<T>& shared = fft();
-        const Index bins = shared.spectrum_size();
-        std::fill_n(padded, shared.length(), T{0});
-        for (Index i = 0; i < w_->count(); ++i) {
-          T* segment = padded + w_->start(i);
-          std::copy(values + w_->start(i), values + w_->end(i), segment);
-          shared.forward(padded, product);
-          std::fill_n(segment, w_->end(i) - w_->start(i), T{0});
-          auto total = spectrum(sum, bins);
-          const auto kernel =
-              spectrum(kernels_.data() + offsets_[static_cast<std::size_t>(i)], bins);
-          if (i == 0) {
-            total = kernel * spectrum(product, bins);
-          } else {
-            total += kernel * spectrum(product, bins);
-          }
-        }
-        shared.inverse(sum, padded);
-        const T unit = T{1} / static_cast<T>(shared.length());
-        for (Index t = 0; t < n; ++t) values[t] = padded[t] * unit;
-      } else {
-        std::fill_n(sum, n, T{0});  // the longest spectrum has more than n values
-        for (Index i = 0; i < w_->count(); ++i) {
-          const RealFft<T>& fft = *plans_[static_cast<std::size_t>(i)];
-          const Index size = w_->end(i) - w_->start(i), bins = fft.spectrum_size();
-          std::copy(values + w_->start(i), values + w_->end(i), padded);
-          std::fill(padded + size, padded + fft.length(), T{0});
-          fft.forward(padded, product);
-          auto total = spectrum(product, bins);
-          total *= spectrum(kernels_.data() + offsets_[static_cast<std::size_t>(i)], bins);
-          fft.inverse(product, padded);
-          const T unit = T{1} / static_cast<T>(fft.length());
-          for (Index t = w_->start(i); t < n; ++t) sum[t] += padded[t - w_->start(i)] * unit;
-          const T* before = padded + fft.length() - w_->start(i);
-          for (Index t = 0; !w_->causal() && t < w_->start(i); ++t) sum[t] += before[t] * unit;
-        }
-        std::copy_n(sum, n, values);
+template <class Value>
+void FftConv<T>::shared_columns(Value* columns, Index count, const double* row_scale,
+                                T* work) const {
+  const RealFft<T>& fft = *plans_.front();
+  const Index size = aligned(fft.length() + 2), segments = w_->count(), ld = stride(sizes_);
+  T *padded = work, *products = work + spectrum_;
+  T* sums = products + kTogether * kGroup * spectrum_;
+  for (Index i0 = 0; i0 < segments; i0 += kGroup) {
+    const auto group = static_cast<int>(std::min<Index>(kGroup, segments - i0));
+    const T* kernels[kGroup] = {};
+    for (int g = 0; g < group; ++g)
+      kernels[g] = kernels_.data() + offsets_[static_cast<std::size_t>(i0 + g)];
+    for (Index c = 0; c < count; ++c)
+      for (int g = 0; g < group; ++g) {
+        const Index begin = w_->start(i0 + g), end = w_->end(i0 + g);
+        const Value* values = columns + c * ld;
+        for (Index j = begin; j < end; ++j) padded[j] = static_cast<T>(values[j]);
+        fft.forward(padded, products + (c * kGroup + g) * spectrum_);
+        std::fill(padded + begin, padded + end, T{0});
       }
-    }
-    for (Index t = 0; t < n; ++t) {
-      const double scale = row_scale != nullptr ? row_scale[t] : 1.0;
-      for (Index c = 0; c < count; ++c)
-        out[t * columns + column + c] =
-            static_cast<Out>(static_cast<double>(rows[c * stride + t]) * scale);
-    }
+    add_products<T>(group, static_cast<int>(count), i0 > 0, kernels, products, spectrum_, size,
+                    sums);
+  }
+  const double unit = 1.0 / static_cast<double>(fft.length());
+  for (Index c = 0; c < count; ++c) {
+    fft.inverse(sums + c * spectrum_, products);
+    store_scaled(products, sizes_.n, unit, row_scale, columns + c * ld);
+  }
+}
+
+// Replaces a column by its product.
+template <class T>
+template <class Value>
+void FftConv<T>::local_column(Value* column, const double* row_scale, T* work) const {
+  const Index n = sizes_.n;
+  T *padded = work, *product = work + spectrum_, *sum = product + spectrum_;
+  std::fill_n(sum, n, T{0});  // the longest spectrum has more than n values
+  for (Index i = 0; i < w_->count(); ++i) {
+    const RealFft<T>& fft = *plans_[static_cast<std::size_t>(i)];
+    const Index start = w_->start(i), size = w_->end(i) - start;
+    for (Index j = 0; j < size; ++j) padded[j] = static_cast<T>(column[start + j]);
+    std::fill(padded + size, padded + fft.length(), T{0});
+    fft.forward(padded, product);
+    const T* kernel = kernels_.data() + offsets_[static_cast<std::size_t>(i)];
+    add_products<T>(1, 1, false, &kernel, product, spectrum_, aligned(fft.length() + 2), product);
+    fft.inverse(product, padded);
+    const T unit = T{1} / static_cast<T>(fft.length());
+    for (Index t = start; t < n; ++t) sum[t] += padded[t - start] * unit;
+    const T* before = padded + fft.length() - start;
+    for (Index t = 0; !w_->causal() && t < start; ++t) sum[t] += before[t] * unit;
+  }
+  store_scaled(sum, n, 1.0, row_scale, column);
+}
+
+template <class T>
+template <class Value>
+void FftConv<T>::apply(const Value* x, Index columns, const double* row_scale,
+                       const std::uint8_t* skip, Value* out) {
+  const Index n = sizes_.n, ld = stride(sizes_);
+  Value* buffer = nullptr;
+  if constexpr (std::is_same_v<Value, double>) {
+    buffer = wide_columns_.data();
+  } else {
+    buffer = columns_.data();
+  }
+  SUBQUAD_CHECK(columns <= sizes_.columns && buffer != nullptr, "{} columns, prepared for {}",
+                columns, sizes_.columns);
+  const Index chunks = (n + kChunk - 1) / kChunk;
+  parallel_for(chunks, [&](Index item, int) {
+    const Index first = item * kChunk, rows = std::min(kChunk, n - first);
+    lanes::rows_to_columns(x + first * columns, columns, rows, columns, buffer + first, ld);
+    for (Index j = first; skip != nullptr && j < first + rows; ++j)
+      for (Index c = 0; c < columns && skip[j] != 0; ++c) buffer[c * ld + j] = Value{0};
+  });
+  if (sizes_.shared) {
+    for (int thread = 0; thread < threads_; ++thread)
+      std::fill_n(scratch_.data() + thread * scratch_size_, plans_.front()->length(), T{0});
+    parallel_for((columns + kTogether - 1) / kTogether, [&](Index item, int thread) {
+      const Index first = item * kTogether;
+      shared_columns(buffer + first * ld, std::min<Index>(kTogether, columns - first), row_scale,
+                     scratch_.data() + thread * scratch_size_);
+    });
+  } else {
+    parallel_for(columns, [&](Index c, int thread) {
+      local_column(buffer + c * ld, row_scale, scratch_.data() + thread * scratch_size_);
+    });
+  }
+  parallel_for(chunks, [&](Index item, int) {
+    const Index first = item * kChunk, rows = std::min(kChunk, n - first);
+    lanes::columns_to_rows(buffer + first, ld, rows, columns, 1.0, nullptr, out + first * columns,
+                           columns);
   });
 }
 

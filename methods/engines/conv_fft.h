@@ -28,15 +28,16 @@ class FftConv {
     bool shared = true;
     // The segments if they are known beforehand; then a shared transform is as short as can be.
     std::vector<Index> starts = {};
+    bool wide = false;  // values and results are doubles
   };
   void prepare(const Sizes& sizes, Planner planner);
   static double bytes(const Sizes& sizes);
 
-  // As in PartitionedConv.
+  // As in PartitionedConv. Value: float, or double if prepared `wide`.
   void set_kernels(const ConvKernels<T>& w);
-  template <class In, class Out>
-  void apply(const In* x, Index columns, const double* row_scale, const std::uint8_t* skip,
-             Out* out);
+  template <class Value>
+  void apply(const Value* x, Index columns, const double* row_scale, const std::uint8_t* skip,
+             Value* out);
 
   // Shared: the transform that the present kernels use.
   const RealFft<T>& fft() const { return *plans_.front(); }
@@ -47,18 +48,26 @@ class FftConv {
  private:
   // The length for the rows and columns of a segment.
   static Index needed(const Sizes& sizes, Index start, Index end);
-  static Index column_values(const Sizes& s);    // of one work item
+  static Index scratch_values(const Sizes& s);   // of one thread
   static Index spectrum_values(const Sizes& s);  // of the longest transform
+  static Index stride(const Sizes& sizes);       // between columns
+  template <class Value>
+  void shared_columns(Value* columns, Index count, const double* row_scale, T* work) const;
+  template <class Value>
+  void local_column(Value* column, const double* row_scale, T* work) const;
   const RealFft<T>& plan_for(Index length) const;
   void grow_scratch();
 
   Sizes sizes_;
+  Index spectrum_ = 0, scratch_size_ = 0;
   std::vector<RealFft<T>> fft_;           // ascending
   std::vector<const RealFft<T>*> plans_;  // [segments] in use
   std::vector<Index> offsets_;            // [segments] of its spectrum
   const ConvKernels<T>* w_ = nullptr;
   AlignedArray<T> kernels_;
-  AlignedArray<T> scratch_;
+  AlignedArray<T> scratch_;      // [threads, scratch_values]: one padded column and spectra
+  AlignedArray<float> columns_;  // [columns, stride] values, then results
+  AlignedArray<double> wide_columns_;
   int threads_ = 0;
 };
 

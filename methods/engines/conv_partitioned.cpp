@@ -1,66 +1,18 @@
 #include "methods/engines/conv_partitioned.h"
 
-#include <cstring>
-
 #include "harness/core/parallel.h"
-#include "methods/engines/simd.h"
+#include "methods/engines/complex_lanes.h"
+#include "methods/engines/transpose_columns.h"
 
 namespace subquad {
 namespace {
 
+using namespace lanes;
+
 // Columns that share the loads of a kernel: their real and imaginary sums fill half the registers.
 constexpr Index kTile = engine::kRegisters == 32 ? 8 : 4;
 
-template <class T>
-struct Simd;
-template <>
-struct Simd<float> {
-  typedef float Vec __attribute__((vector_size(engine::kLanes * 4)));
-  typedef std::int32_t Mask __attribute__((vector_size(engine::kLanes * 4)));
-};
-template <>
-struct Simd<double> {
-  typedef double Vec __attribute__((vector_size(engine::kLanes * 4)));
-  typedef std::int64_t Mask __attribute__((vector_size(engine::kLanes * 4)));
-};
-template <class T>
-using Vec = typename Simd<T>::Vec;
-template <class T>
-constexpr int kWidth = engine::kLanes * 4 / static_cast<int>(sizeof(T));
-
-template <class T>
-Vec<T> load_vec(const T* p) {
-  Vec<T> v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-template <class T>
-void store_vec(T* p, Vec<T> v) {
-  std::memcpy(p, &v, sizeof v);
-}
-
 Index whole_vectors(Index values, Index width) { return (values + width - 1) / width; }
-
-// re, im [width] of `width` interleaved complex numbers, and back.
-template <class T>
-void deinterleave(const T* from, T* re_im) {
-  typename Simd<T>::Mask even, odd;
-  for (int i = 0; i < kWidth<T>; ++i) even[i] = 2 * i, odd[i] = 2 * i + 1;
-  const Vec<T> a = load_vec(from), b = load_vec(from + kWidth<T>);
-  store_vec(re_im, __builtin_shuffle(a, b, even));
-  store_vec(re_im + kWidth<T>, __builtin_shuffle(a, b, odd));
-}
-template <class T>
-void interleave(const T* re_im, T* to) {
-  typename Simd<T>::Mask low, high;
-  for (int i = 0; i < kWidth<T>; ++i) {
-    low[i] = i / 2 + i % 2 * kWidth<T>;
-    high[i] = low[i] + kWidth<T> / 2;
-  }
-  const Vec<T> re = load_vec(re_im), im = load_vec(re_im + kWidth<T>);
-  store_vec(to, __builtin_shuffle(re, im, low));
-  store_vec(to + kWidth<T>, __builtin_shuffle(re, im, high));
-}
 
 // sum over `terms` of kernel x value for kTile columns, or conj(kernel) x value.
 // place(term) gives {kernel [2 width], values [kTile, 2 width]}.
@@ -123,7 +75,7 @@ double PartitionedConv<T>::bytes(const Sizes& s) {
              (windows * (s.correlate ? 2 : 1) +
               static_cast<double>(thread_count()) * static_cast<double>(scratch_values(s))) +
          static_cast<double>(sizeof(Piece)) * static_cast<double>(max_pieces(s)) +
-         8.0 * static_cast<double>(s.max_segments);
+         8.0 * static_cast<double>(s.max_segments) + RealFft<T>::bytes(2 * s.block);
 }
 
 template <class T>
@@ -138,6 +90,13 @@ void PartitionedConv<T>::prepare(const Sizes& sizes, Planner planner) {
   sums_ = AlignedArray<T>(sizes.correlate ? values : 0);
   threads_ = 0;
   grow_scratch();
+}
+
+template <class T>
+template <class Body>
+void PartitionedConv<T>::for_items(Index count, Body&& body) const {
+  if (!sizes_.alone) return parallel_for(count, body);
+  for (Index i = 0; i < count; ++i) body(i, 0);
 }
 
 template <class T>
@@ -169,11 +128,9 @@ void PartitionedConv<T>::load(const In* x, Index ld, Index column, Index count, 
                               Index end, Index block, const std::uint8_t* skip, T* rows) const {
   const Index stride = 2 * sizes_.block + 16, first = block * sizes_.block;
   for (Index c = 0; c < count; ++c) std::fill_n(rows + c * stride, 2 * sizes_.block, T{0});
-  for (Index j = begin; j < end; ++j) {
-    if (skip != nullptr && skip[j] != 0) continue;
-    const In* from = x + j * ld + column;
-    for (Index c = 0; c < count; ++c) rows[c * stride + j - first] = static_cast<T>(from[c]);
-  }
+  rows_to_columns(x + begin * ld + column, ld, end - begin, count, rows + begin - first, stride);
+  for (Index j = begin; skip != nullptr && j < end; ++j)
+    for (Index c = 0; c < count && skip[j] != 0; ++c) rows[c * stride + j - first] = T{0};
 }
 
 // Transforms `count` columns of `rows` into slots (item, 0 .. kTile - 1) of `to`.
@@ -213,7 +170,7 @@ void PartitionedConv<T>::set_kernels(const ConvKernels<T>& w) {
     kernel_count_ += all - b0 - lowest;
   }
   // Several windows of a segment per item would save nothing: each is one transform.
-  parallel_for(kernel_count_, [&](Index kernel, int thread) {
+  for_items(kernel_count_, [&](Index kernel, int thread) {
     const auto after = std::upper_bound(kernel_base_.begin(), kernel_base_.end(), kernel);
     const Index i = after - kernel_base_.begin() - 1;
     const Index lowest = causal_ ? 0 : -((w.end(i) - 1) / block);
@@ -243,7 +200,7 @@ void PartitionedConv<T>::apply(const In* x, Index columns, const double* row_sca
   const Index block = sizes_.block, all = blocks(sizes_), stride = 2 * block + 16;
   const auto pieces = static_cast<Index>(pieces_.size());
   const double unit = 1.0 / static_cast<double>(2 * block);
-  parallel_for((columns + kTile - 1) / kTile, [&](Index tile, int thread) {
+  for_items((columns + kTile - 1) / kTile, [&](Index tile, int thread) {
     const Index column = tile * kTile, count = std::min(kTile, columns - column);
     T* rows = scratch(thread);
     T* spectrum = rows + kTile * stride;
@@ -274,13 +231,10 @@ void PartitionedConv<T>::apply(const In* x, Index columns, const double* row_sca
         gather(results, all * kTile, r * kTile + c, spectrum);
         fft_.inverse(spectrum, rows + c * stride);
       }
-      const Index first = r * block, size = std::min(block, sizes_.n - first);
-      for (Index y = 0; y < size; ++y) {
-        const double scale = unit * (row_scale != nullptr ? row_scale[first + y] : 1.0);
-        Out* to = out + (first + y) * columns + column;
-        for (Index c = 0; c < count; ++c)
-          to[c] = static_cast<Out>(static_cast<double>(rows[c * stride + y]) * scale);
-      }
+      const Index first = r * block;
+      columns_to_rows(rows, stride, std::min(block, sizes_.n - first), count, unit,
+                      row_scale != nullptr ? row_scale + first : nullptr,
+                      out + first * columns + column, columns);
     }
   });
 }
@@ -291,7 +245,7 @@ void PartitionedConv<T>::apply_transposed(const T* x, Index columns, T* out) {
   const Index block = sizes_.block, all = blocks(sizes_), stride = 2 * block + 16;
   const auto pieces = static_cast<Index>(pieces_.size());
   const T unit = T{1} / static_cast<T>(2 * block);
-  parallel_for((columns + kTile - 1) / kTile, [&](Index tile, int thread) {
+  for_items((columns + kTile - 1) / kTile, [&](Index tile, int thread) {
     const Index column = tile * kTile, count = std::min(kTile, columns - column);
     T* rows = scratch(thread);
     T* spectrum = rows + kTile * stride;
@@ -343,7 +297,7 @@ void PartitionedConv<T>::correlate(const T* g, const T* x, Index columns, ConvKe
   T* others = values + vectors(sizes_) * pieces * kTile * kStep;
   for (Index column = 0; column < columns; column += kTile) {
     const Index count = std::min(kTile, columns - column);
-    parallel_for(pieces + all, [&](Index item, int thread) {
+    for_items(pieces + all, [&](Index item, int thread) {
       T* rows = scratch(thread);
       T* spectrum = rows + kTile * stride;
       if (item < pieces) {
@@ -357,7 +311,7 @@ void PartitionedConv<T>::correlate(const T* g, const T* x, Index columns, ConvKe
         transform(rows, count, spectrum, all, r, others);
       }
     });
-    parallel_for(vectors(sizes_), [&](Index f, int) {
+    for_items(vectors(sizes_), [&](Index f, int) {
       for (Index p = 0; p < pieces; ++p) {
         const Piece& piece = pieces_[static_cast<std::size_t>(p)];
         const T* a = values + (f * pieces + p) * kTile * kStep;
@@ -382,7 +336,7 @@ void PartitionedConv<T>::correlate(const T* g, const T* x, Index columns, ConvKe
     });
   }
   const T unit = T{1} / static_cast<T>(2 * block);
-  parallel_for(to->count(), [&](Index i, int thread) {
+  for_items(to->count(), [&](Index i, int thread) {
     T* window = scratch(thread);
     T* spectrum = window + kTile * stride;
     const Index low = to->lowest(i), high = to->highest(i);

@@ -30,6 +30,7 @@ class PartitionedConv {
     bool causal = true;
     Index block = 0;  // B, a power of two >= 8
     bool correlate = false;
+    bool alone = false;  // on the caller's thread: for short products by the thousand
   };
   // Makes plans and work space for the present number of threads.
   void prepare(const Sizes& sizes, Planner planner);
@@ -61,6 +62,8 @@ class PartitionedConv {
   static Index vectors(const Sizes& s);         // per spectrum, padded
   static Index scratch_values(const Sizes& s);  // of one thread
 
+  template <class Body>
+  void for_items(Index count, Body&& body) const;
   void grow_scratch();
   T* scratch(int thread) { return scratch_.data() + thread * scratch_values(sizes_); }
   // Spectrum of `count` values, at their place in a block, into slot (item, column) of `to`.

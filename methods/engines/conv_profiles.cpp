@@ -1,5 +1,6 @@
 #include "methods/engines/conv_profiles.h"
 
+#include <cmath>
 #include <limits>
 
 #include "harness/core/parallel.h"
@@ -11,7 +12,21 @@ constexpr Index kQueries = 64;  // of a tile; with kColumns small enough for Eig
 constexpr Index kColumns = 32;
 constexpr Index kChunk = 1024;  // rows whose normalisers are found together
 
+constexpr Index kPlainSum = 64;  // values that are added without a carry
+
 Index tile_values(Index d_k) { return kQueries * d_k + kQueries * kColumns; }
+
+// A running sum that keeps what every addition rounds away (Knuth's two-sum): its error is that of
+// rounding the result once, up to terms in epsilon^2.
+struct CarriedSum {
+  double sum = 0, carry = 0;
+  void add(double x) {
+    const double next = sum + x, part = next - sum;
+    carry += (sum - (next - part)) + (x - part);
+    sum = next;
+  }
+  double value() const { return sum + carry; }
+};
 
 }  // namespace
 
@@ -84,10 +99,7 @@ void ConvProfiles<T>::exponentiate(ConvKernels<T>* w) {
     return Map(w->profile(i) + w->lowest(i), w->highest(i) - w->lowest(i) + 1);
   };
   parallel_for(w->count(), [&](Index i, int) {
-    T largest = -std::numeric_limits<T>::infinity();
-    const auto x = values(i);
-    for (Index l = 0; l < x.size(); ++l) largest = x[l] > largest ? x[l] : largest;  // skips NaN
-    largest_[i] = static_cast<double>(largest);
+    largest_[i] = static_cast<double>(values(i).template maxCoeff<Eigen::PropagateNumbers>());
   });
   const double shift = *std::max_element(largest_.data(), largest_.data() + w->count());
   parallel_for(w->count(), [&](Index i, int) {
@@ -96,22 +108,30 @@ void ConvProfiles<T>::exponentiate(ConvKernels<T>* w) {
   });
 }
 
+// The bound of the error, with u = epsilon / 2 and all values positive: kPlainSum values added in
+// any order are off by (kPlainSum - 1) u of their sum; the change of a row adds up at most 2 count
+// values, off by 2 count u of the sum of their sizes; adding these with a carry rounds once more, u
+// of the result.
 template <class T>
 void ConvProfiles<T>::normalizers(const ConvKernels<T>& w, double* sums, double* rounding) {
+  using Values = Eigen::Map<const Eigen::Array<T, Eigen::Dynamic, 1>>;
   grow_scratch();
   const Index n = w.n();
+  constexpr double kUnit = std::numeric_limits<double>::epsilon() / 2;
+  const double per_change = 2 * static_cast<double>(w.count()) * kUnit;
   parallel_for((n + kChunk - 1) / kChunk, [&](Index item, int thread) {
     const Index first = item * kChunk, last = std::min(n, first + kChunk);
     double* change = changes_.data() + thread * 2 * kChunk;  // of D from row to row
     double* touched = change + kChunk;                       // sum of what entered and left
     std::fill_n(change, 2 * kChunk, 0.0);
-    double sum = 0;
+    CarriedSum sum;
     for (Index i = 0; i < w.count(); ++i) {
       const T* profile = w.profile(i);
       if (w.causal() && w.start(i) >= last) break;
-      for (Index lag = std::max(first - w.end(i) + 1, w.lowest(i)); lag <= first - w.start(i);
-           ++lag)
-        sum += static_cast<double>(profile[lag]);
+      const Index end = first - w.start(i) + 1;
+      for (Index lag = std::max(first - w.end(i) + 1, w.lowest(i)); lag < end; lag += kPlainSum)
+        sum.add(
+            Values(profile + lag, std::min(kPlainSum, end - lag)).template cast<double>().sum());
       const auto from = [&](Index j) { return std::max(first + 1, w.causal() ? j : first + 1); };
       const T* entering = profile - w.start(i);
       for (Index t = from(w.start(i)); t < last; ++t) {
@@ -124,12 +144,12 @@ void ConvProfiles<T>::normalizers(const ConvKernels<T>& w, double* sums, double*
         touched[t - first] += static_cast<double>(leaving[t]);
       }
     }
-    double total = sum;
+    double bound = kPlainSum * kUnit * sum.value();
     for (Index t = first; t < last; ++t) {
-      sum += change[t - first];
-      total += touched[t - first];
-      sums[t] = sum;
-      rounding[t] = 4 * std::numeric_limits<double>::epsilon() * total;
+      sum.add(change[t - first]);
+      bound += per_change * touched[t - first];
+      sums[t] = sum.value();
+      rounding[t] = bound + 2 * kUnit * std::fabs(sum.value());
     }
   });
 }

@@ -71,10 +71,8 @@ double SegmentFinder::bytes(Index n, const SegmentRule& rule) {
 }
 
 double SegmentFinder::logit(Index t, Index j) const {
-  double sum = 0;
-  for (Index c = 0; c < d_k_; ++c)
-    sum += static_cast<double>(q_[t * d_k_ + c]) * static_cast<double>(k_[j * d_k_ + c]);
-  return scale_ * sum;
+  const Eigen::Map<const Eigen::VectorXf> q(q_ + t * d_k_, d_k_), k(k_ + j * d_k_, d_k_);
+  return scale_ * q.cast<double>().dot(k.cast<double>());
 }
 
 std::span<const Index> SegmentFinder::find(const float* q, const float* k, double scale) {

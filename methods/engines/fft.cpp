@@ -21,6 +21,7 @@ struct Fftw<float> {
   static void run(void* plan, float* x, Complex* y) {
     fftwf_execute_dft_r2c(static_cast<fftwf_plan>(plan), x, y);
   }
+  static void destroy(void* plan) { fftwf_destroy_plan(static_cast<fftwf_plan>(plan)); }
   static void run(void* plan, Complex* y, float* x) {
     fftwf_execute_dft_c2r(static_cast<fftwf_plan>(plan), y, x);
   }
@@ -37,6 +38,7 @@ struct Fftw<double> {
   static void run(void* plan, double* x, Complex* y) {
     fftw_execute_dft_r2c(static_cast<fftw_plan>(plan), x, y);
   }
+  static void destroy(void* plan) { fftw_destroy_plan(static_cast<fftw_plan>(plan)); }
   static void run(void* plan, Complex* y, double* x) {
     fftw_execute_dft_c2r(static_cast<fftw_plan>(plan), y, x);
   }
@@ -53,10 +55,15 @@ std::mutex& planner_lock() {  // one for both precisions
 }
 
 template <class T>
-Plans find_plans(Index length, Planner planner) {
+std::map<std::pair<Index, Planner>, Plans>& plan_cache() {
   static std::map<std::pair<Index, Planner>, Plans> cache;
+  return cache;
+}
+
+template <class T>
+Plans find_plans(Index length, Planner planner) {
   const std::lock_guard lock(planner_lock());
-  Plans& plans = cache[{length, planner}];
+  Plans& plans = plan_cache<T>()[{length, planner}];
   if (plans.forward == nullptr) {
     AlignedArray<T> x(length), y(length + 2);
     auto* spectrum = reinterpret_cast<typename Fftw<T>::Complex*>(y.data());
@@ -69,7 +76,22 @@ Plans find_plans(Index length, Planner planner) {
   return plans;
 }
 
+template <class T>
+void forget_plans() {
+  for (auto& [key, plans] : plan_cache<T>()) {
+    Fftw<T>::destroy(plans.forward);
+    Fftw<T>::destroy(plans.inverse);
+  }
+  plan_cache<T>().clear();
+}
+
 }  // namespace
+
+void forget_fft_plans() {
+  const std::lock_guard lock(planner_lock());
+  forget_plans<float>();
+  forget_plans<double>();
+}
 
 Index good_fft_size(Index n) {
   for (Index size = std::max<Index>(2, n + n % 2);; size += 2) {

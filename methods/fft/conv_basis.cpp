@@ -7,7 +7,14 @@
 //   3. Y = D^-1 sum_i conv(w_i, V restricted to run i)   (engines/conv_attention.h)
 // This is the paper's sum of conv(b_i, m_i) with b_i = u_i - u_{i-1} in another order: every term
 // is positive, and columns meet one kernel each. Time O(k n (d_k + log n) + d_v n log n + k d_v B
-// log B ...) by engine; extra memory O(k n + n d_v).
+// log B ...) by engine.
+// Extra memory O(k n + n d_v), in numbers of 8 bytes (direct, or precision float: 4), since starts
+// may lie anywhere; B is the block, p the threads, F >= n + the longest run, and FFTW's tables take
+// 1.6 numbers per point of every length that is prepared:
+//   direct       k n + 24 p (256 + d_v)
+//   shared       k n + (k + 11 p) F + n d_v / 2 + 1.6 F
+//   partitioned  3 k n + p (8 (2 B + 16) + 32 n + 16 k B) + 3.2 B
+// and 5.1 n for row sums and the guard, 30 n for band_merge.
 //
 // Our choices: column 0 starts a run without a test; the search stops early; the logit scale is
 // that of the problem (the authors' code divides by d_k: set `scale` of the problem for that);

@@ -19,13 +19,13 @@
 #include "harness/core/parallel.h"
 #include "harness/core/registry.h"
 #include "methods/engines/band.h"
+#include "methods/engines/holographic.h"
 #include "methods/engines/row_transform.h"
 
 namespace subquad {
 namespace {
 
 constexpr Index kRows = 256;  // tokens of a block
-constexpr double kEps = 1e-12;
 
 struct Params {
   std::string inverse = "conj";
@@ -33,25 +33,9 @@ struct Params {
   bool rescale = false;
   double temperature = 1;
   std::string transform = "auto";
+
+  HolographicOptions options() const { return {inverse, transform, temperature, rescale}; }
 };
-
-RowTransform::Kind kind(const std::string& name) {
-  return name == "matrix" ? RowTransform::Kind::matrix
-         : name == "fft"  ? RowTransform::Kind::fft
-                          : RowTransform::Kind::automatic;
-}
-
-// out (+)= x y or x conj(y) over split spectra of `bins`.
-template <bool CONJUGATE, class X, class Y, class Out>
-void add_product(const X* x, const Y* y, Index bins, Out* out) {
-  for (Index f = 0; f < bins; ++f) {
-    const auto xr = static_cast<Out>(x[f]), xi = static_cast<Out>(x[bins + f]);
-    const auto yr = static_cast<Out>(y[f]);
-    const auto yi = CONJUGATE ? -static_cast<Out>(y[bins + f]) : static_cast<Out>(y[bins + f]);
-    out[f] += xr * yr - xi * yi;
-    out[bins + f] += xr * yi + xi * yr;
-  }
-}
 
 struct HrrSaved final : Saved {
   explicit HrrSaved(Index rows) : weights(rows) {}
@@ -74,7 +58,7 @@ class Hrrformer final : public Method {
 
   void prepare(const Problem& problem, const Env& env) override {
     problem_ = problem;
-    transform_ = RowTransform(problem.d_k, kind(params_.transform));
+    transform_ = RowTransform(problem.d_k, params_.options().kind());
     const Index heads = problem.batch * problem.heads;
     beta_ = AlignedArray<double>(heads * (blocks(problem) + 1) * transform_.width());
     if (env.gradients) dbeta_ = AlignedArray<double>(beta_.size());
@@ -126,7 +110,9 @@ class Hrrformer final : public Method {
         [&](Index bh, Index block, int thread) { binding_gradient(in, grads, bh, block, thread); });
   }
 
-  std::unique_ptr<Decoder> make_decoder(const DecodeConfig& config) const override;
+  std::unique_ptr<Decoder> make_decoder(const DecodeConfig& config) const override {
+    return make_holographic_decoder(config, params_.options());
+  }
 
   Budget budget(const Problem& p) const override {
     // The state of decoding: one spectrum and the sum of the softmax per head.
@@ -136,7 +122,7 @@ class Hrrformer final : public Method {
   double extra_bytes(const Problem& p, Pass pass) const override {
     const auto heads = static_cast<double>(p.batch * p.heads), n = static_cast<double>(p.n);
     const auto width = static_cast<double>(2 * (p.d_k / 2 + 1));
-    const double transform = RowTransform::bytes(p.d_k, kind(params_.transform));
+    const double transform = RowTransform::bytes(p.d_k, params_.options().kind());
     if (pass == Pass::decode)
       return budget(p).state_bytes + transform +
              4.0 * heads * (4 * width + 2.0 * static_cast<double>(p.d_k) + 64);
@@ -216,7 +202,7 @@ class Hrrformer final : public Method {
       std::fill_n(sum, width, 0.0);
       for (Index r = 0; r < end(block) - block * kRows; ++r)
         if (in_sum(in, bh, block * kRows + r))
-          add_product<false>(w.a + r * width, w.b + r * width, transform_.bins(), sum);
+          add_spectra<false>(w.a + r * width, w.b + r * width, transform_.bins(), sum);
     });
     parallel_for(problem_.batch * problem_.heads, [&](Index bh, int) { accumulate(bh, false); });
   }
@@ -238,38 +224,6 @@ class Hrrformer final : public Method {
       std::copy_n(total, width, at(block));
   }
 
-  // F vhat_t from F q_t and beta.
-  void unbind(const double* sum, const float* q, float* vhat) const {
-    const Index bins = transform_.bins();
-    std::fill_n(vhat, 2 * bins, 0.f);
-    add_product<true>(sum, q, bins, vhat);
-    if (params_.inverse == "conj") return;
-    for (Index f = 0; f < bins; ++f) {
-      const float norm = 1 / (q[f] * q[f] + q[bins + f] * q[bins + f] + 1e-6f);
-      vhat[f] *= norm, vhat[bins + f] *= norm;
-    }
-  }
-  // <v, vhat>, |v|^2 and |vhat|^2 from spectra.
-  struct Products {
-    double dot = 0, v = 0, vhat = 0;
-    double norm_v() const { return std::sqrt(v) + kEps; }
-    double norm_vhat() const { return std::sqrt(vhat) + kEps; }
-    double cosine() const { return dot / (norm_v() * norm_vhat()); }
-  };
-  Products products(const float* v, const float* vhat) const {
-    const Index bins = transform_.bins();
-    Products p;
-    for (Index f = 0; f < bins; ++f) {
-      const auto w = static_cast<double>(transform_.weight(f));
-      const double vr = static_cast<double>(v[f]), vi = static_cast<double>(v[bins + f]),
-                   hr = static_cast<double>(vhat[f]), hi = static_cast<double>(vhat[bins + f]);
-      p.dot += w * (vr * hr + vi * hi);
-      p.v += w * (vr * vr + vi * vi);
-      p.vhat += w * (hr * hr + hi * hi);
-    }
-    return p;
-  }
-
   // Calls body(t, F q_t, F k_t or null, F v_t, beta_t) for the tokens of a block.
   template <class Body>
   void for_tokens(const Inputs& in, Index bh, Index block, int thread, Body&& body) {
@@ -283,7 +237,7 @@ class Hrrformer final : public Method {
     for (Index r = 0; r < rows; ++r) {
       const Index t = block * kRows + r;
       if (problem_.causal && in_sum(in, bh, t))
-        add_product<false>(w.c + r * width, w.b + r * width, transform_.bins(), sum);
+        add_spectra<false>(w.c + r * width, w.b + r * width, transform_.bins(), sum);
       if (real(in, bh, t)) body(t, w.a + r * width, w.b + r * width, sum, w.row);
     }
   }
@@ -291,8 +245,8 @@ class Hrrformer final : public Method {
   void similarities(const Inputs& in, Index bh, Index block, int thread) {
     for_tokens(in, bh, block, thread,
                [&](Index t, const float* q, const float* v, const double* sum, float* vhat) {
-                 unbind(sum, q, vhat);
-                 weights_[bh * problem_.n + t] = products(v, vhat).cosine();
+                 unbind(sum, q, transform_.bins(), params_.inverse == "exact", vhat);
+                 weights_[bh * problem_.n + t] = Match(transform_, v, vhat).cosine();
                });
   }
 
@@ -345,8 +299,8 @@ class Hrrformer final : public Method {
     for_tokens(
         in, bh, block, thread,
         [&](Index t, const float* q, const float* v, const double* sum, float* vhat) {
-          unbind(sum, q, vhat);
-          const Products p = products(v, vhat);
+          unbind(sum, q, transform_.bins(), params_.inverse == "exact", vhat);
+          const Match p(transform_, v, vhat);
           const double da = da_[bh * problem_.n + t], both = 1 / (p.norm_v() * p.norm_vhat());
           const double a = p.cosine();
           const auto across = static_cast<float>(da * both);
@@ -358,8 +312,8 @@ class Hrrformer final : public Method {
             change[width + f] = across * v[f] - along_vhat * vhat[f];
             change[2 * width + f] = 0;
           }
-          add_product<true>(sum, change + width, bins, change + 2 * width);
-          add_product<false>(q, change + width, bins, total);
+          add_spectra<true>(sum, change + width, bins, change + 2 * width);
+          add_spectra<false>(q, change + width, bins, total);
           transform_.inverse(change, 1, grads.dv.head(bh).data() + t * problem_.d_k,
                              work_space.spare);
           transform_.inverse(change + 2 * width, 1, grads.dq.head(bh).data() + t * problem_.d_k,
@@ -380,8 +334,8 @@ class Hrrformer final : public Method {
       // F q_t F dvhat_t of the block's own tokens, last first: recomputed, stored in w.c.
       for_tokens(in, bh, block, thread,
                  [&](Index t, const float* q, const float* v, const double* sum, float* vhat) {
-                   unbind(sum, q, vhat);
-                   const Products p = products(v, vhat);
+                   unbind(sum, q, transform_.bins(), params_.inverse == "exact", vhat);
+                   const Match p(transform_, v, vhat);
                    const double da = da_[bh * problem_.n + t];
                    const auto across = static_cast<float>(da / (p.norm_v() * p.norm_vhat()));
                    const auto along =
@@ -389,7 +343,7 @@ class Hrrformer final : public Method {
                    for (Index f = 0; f < width; ++f) vhat[f] = across * v[f] - along * vhat[f];
                    float* own = w.c + (t - first) * width;  // F k_t has been used
                    std::fill_n(own, width, 0.f);
-                   add_product<false>(q, vhat, bins, own);
+                   add_spectra<false>(q, vhat, bins, own);
                  });
     }
     spectra(in.k, bh, block, w.a, w.spare);
@@ -403,8 +357,8 @@ class Hrrformer final : public Method {
       if (!in_sum(in, bh, t)) continue;
       float* change = w.rows;  // F dk, F dv
       std::fill_n(change, 2 * width, 0.f);
-      add_product<true>(after, w.b + (t - first) * width, bins, change);
-      add_product<true>(after, w.a + (t - first) * width, bins, change + width);
+      add_spectra<true>(after, w.b + (t - first) * width, bins, change);
+      add_spectra<true>(after, w.a + (t - first) * width, bins, change + width);
       transform_.inverse(change, 1, dk, w.spare);
       transform_.inverse(change + width, 1, w.row, w.spare);
       for (Index c = 0; c < problem_.d_k; ++c)
@@ -420,64 +374,7 @@ class Hrrformer final : public Method {
   AlignedArray<double> weights_, da_;  // [batch * heads, n]
   AlignedArray<float> scratch_;        // per thread
   AlignedArray<double> sums_;          // [threads, 2, width]
-
-  friend class HrrDecoder;
 };
-
-// State: the spectrum of all pairs so far and the sum of the softmax, per head.
-class HrrDecoder final : public Decoder {
- public:
-  HrrDecoder(const DecodeConfig& config, const Params& params)
-      : config_(config), method_(params), heads_(config.batch * config.heads) {
-    method_.transform_ = RowTransform(config.d_k, kind(params.transform));
-    const Index width = method_.transform_.width();
-    state_ = AlignedArray<double>(heads_ * (width + 1));
-    work_ = AlignedArray<float>(heads_ * work_floats());
-  }
-  void reset() override {
-    std::fill_n(state_.data(), state_.size(), 0.0);
-    length_ = 0;
-  }
-  void step(const DecodeStep& in, float* out) override {
-    ++length_;
-    parallel_for(heads_, [&](Index bh, int) {
-      const RowTransform& transform = method_.transform_;
-      const Index width = transform.width(), d = config_.d_k;
-      double* sum = state_.data() + bh * (width + 1);
-      float* q = work_.data() + bh * work_floats();
-      float *k = q + width, *v = k + width, *vhat = v + width, *spare = vhat + width;
-      transform.forward(in.q + bh * d, 1, q, spare);
-      transform.forward(in.k + bh * d, 1, k, spare);
-      transform.forward(in.v + bh * d, 1, v, spare);
-      add_product<false>(k, v, transform.bins(), sum);
-      method_.unbind(sum, q, vhat);
-      const double e =
-          std::exp(method_.params_.temperature * (method_.products(v, vhat).cosine() - 1));
-      sum[width] += e;
-      const double scale = method_.params_.rescale ? static_cast<double>(length_) : 1;
-      for (Index c = 0; c < d; ++c)
-        out[bh * d + c] = static_cast<float>(e / sum[width] * scale) * in.v[bh * d + c];
-    });
-  }
-  CacheBytes bytes() const override {
-    return {.kv = 8.0 * static_cast<double>(state_.size()),
-            .scratch = 4.0 * static_cast<double>(work_.size())};
-  }
-
- private:
-  Index work_floats() const {
-    return (4 * method_.transform_.width() + method_.transform_.scratch_floats() + 15) / 16 * 16;
-  }
-  DecodeConfig config_;
-  Hrrformer method_;  // for its formulas
-  Index heads_, length_ = 0;
-  AlignedArray<double> state_;  // [heads, width + 1]
-  AlignedArray<float> work_;    // [heads, work_floats]
-};
-
-std::unique_ptr<Decoder> Hrrformer::make_decoder(const DecodeConfig& config) const {
-  return std::make_unique<HrrDecoder>(config, params_);
-}
 
 const RegisterMethod<Hrrformer, Params> kRegistration{
     {.name = "hrrformer",

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from . import (accuracy, bound, curves, decode, error, figure, layout, matrix_error, memory,
+from . import (accuracy, bound, budget, curves, decode, error, figure, layout, matrix_error, memory,
                overview, pareto, peak, speedup, style, time, training, views)
 
 # Each has NAME, applies(view), caption(view) and draw(axes, view, context). To add a figure, write
 # such a module and name it here. One with panels(view), the number of its panels, gets a list of
 # axes and both columns of the page when there are several.
-FIGURES = [accuracy, curves, time, decode, speedup, memory, error, matrix_error, bound, pareto, peak]
+FIGURES = [accuracy, curves, time, decode, speedup, memory, error, matrix_error, bound, budget,
+           pareto, peak]
 
 
 def draw_one(kind, view, context, results, directory, formats):

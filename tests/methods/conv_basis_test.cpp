@@ -195,18 +195,20 @@ TEST_CASE("values of one give ones, and a constant on all logits changes nothing
     }
 }
 
-TEST_CASE("large ranges of logits are right on every engine, by guarded rows",
-          "[!mayfail][conv][methods]") {
+// Logits of deviation 12 leave rows with normalisers of 1e-9 of the largest: below what transforms
+// in float resolve, but not those in double, for which it takes a deviation of 40.
+TEST_CASE("large ranges of logits are right on every engine, by guarded rows", "[conv][methods]") {
   for (const std::string engine : {"direct", "shared", "local", "partitioned"})
     for (const std::string precision : {"double", "float"})
       for (const bool causal : {true, false}) {
+        const bool wide = precision == "double" && engine != "direct";
         INFO(engine << " " << precision << (causal ? " causal" : ""));
         Problem p = causal_problem(600, 12);
         p.causal = causal;
         Settings s = settings("uniform", 6);
         s["engine"] = engine;
         s["precision"] = precision;
-        const QKV in = random_inputs(p, 4, 12);  // logits of deviation 12
+        const QKV in = random_inputs(p, 4, wide ? 40 : 12);
         const auto method = make_method("conv_basis", s);
         method->prepare(p, {});
         Tensor out(p.batch, p.heads, p.n, p.d_v);
@@ -230,40 +232,56 @@ TEST_CASE("large ranges of logits are right on every engine, by guarded rows",
   CHECK(metric(*method, "segments") == 6);
 }
 
+// What is estimated is the rounding of the transforms alone, so that the same kernels, as floats
+// have them, go through transforms in double: logits and exponentials in float differ by more.
+// The estimate takes |sum_j w_j v_j| <= ||w|| ||v|| (Cauchy and Schwarz), which is sharp for values
+// with a mean under a flat kernel. Values that are noise around zero add up to 1 / sqrt(2 B) of it,
+// and so do their rounding errors.
 TEST_CASE("the estimate of the rounding error is an upper bound of about the right size",
-          "[!mayfail][conv][methods]") {
+          "[conv][methods]") {
   const Index n = 3000, d = 16;
   const Problem p = causal_problem(n, d);
-  for (const ConvEngine engine : {ConvEngine::partitioned, ConvEngine::shared, ConvEngine::local}) {
-    const QKV in = random_inputs(p, 6);
-    const Starts starts{0, 700, 1400, 2000};
-    const auto run = [&](auto zero, std::vector<double>* errors) {
-      using T = decltype(zero);
-      ConvAttention<T> attention;
+  const Starts starts{0, 700, 1400, 2000};
+  for (const bool flat : {true, false})
+    for (const ConvEngine engine :
+         {ConvEngine::partitioned, ConvEngine::shared, ConvEngine::local}) {
+      QKV in = random_inputs(p, 6);
+      for (Index e = 0; flat && e < in.v.size(); ++e) in.v.data()[e] = 1 + 0.1f * in.v.data()[e];
+      ConvAttention<float> attention;
       attention.prepare({n, d, d, 4, true, starts}, {engine, 512, 0}, Planner::estimate);
       Tensor out(1, 1, n, d);
-      attention.forward(starts, in.q.data(), in.k.data(), in.v.data(), 0.5, 1e9, out.data());
-      errors->assign(attention.errors(), attention.errors() + n);
-      return out;
-    };
-    std::vector<double> estimate, unused;
-    const Tensor single = run(0.0f, &estimate), exact = run(0.0, &unused);
-    double worst = 0, typical = 0;
-    for (Index t = 0; t < n; ++t) {
-      double error = 0;
-      for (Index c = 0; c < d; ++c)
-        error +=
-            std::pow(static_cast<double>(single.data()[t * d + c] - exact.data()[t * d + c]), 2);
-      // Rounding of the result, of the logits and of the exponentials is not what is estimated.
-      error = std::max(0.0, std::sqrt(error / static_cast<double>(d)) - 3e-7);
-      const double ratio = error / estimate[static_cast<std::size_t>(t)];
-      worst = std::max(worst, ratio);
-      typical += ratio / static_cast<double>(n);
+      attention.forward(starts, in.q.data(), in.k.data(), in.v.data(), flat ? 0.01 : 0.5, 1e9,
+                        out.data());
+
+      ConvKernels<double> w(n, 4, true);
+      w.set_starts(starts);
+      for (Index i = 0; i < 4; ++i)
+        for (Index lag = 0; lag <= w.highest(i); ++lag)
+          w.profile(i)[lag] = static_cast<double>(attention.kernels().profile(i)[lag]);
+      PartitionedConv<double> exact;
+      exact.prepare({n, d, 4, true, 512, false}, Planner::estimate);
+      exact.set_kernels(w);
+      const VectorD inverse = Eigen::Map<const VectorD>(attention.normalizers(), n).cwiseInverse();
+      const TensorD v = cast<double>(in.v);
+      MatrixD want(n, d);
+      exact.apply(v.data(), d, inverse.data(), nullptr, want.data());
+
+      double worst = 0, typical = 0;
+      for (Index t = 0; t < n; ++t) {
+        double error = 0;
+        for (Index c = 0; c < d; ++c)
+          error += std::pow(static_cast<double>(out.data()[t * d + c]) - want(t, c), 2);
+        // 6e-8: the result itself is rounded to float.
+        error = std::max(0.0, std::sqrt(error / static_cast<double>(d)) - 6e-8);
+        const double ratio = error / attention.errors()[t];
+        worst = std::max(worst, ratio);
+        typical += ratio / static_cast<double>(n);
+      }
+      INFO("engine " << static_cast<int>(engine) << (flat ? " flat" : "") << " worst " << worst
+                     << " mean " << typical);
+      CHECK(worst <= 1);
+      if (flat) CHECK(worst >= 0.05);
     }
-    INFO("engine " << static_cast<int>(engine) << " worst " << worst << " mean " << typical);
-    CHECK(worst <= 1);
-    CHECK(worst >= 0.02);
-  }
 }
 
 TEST_CASE("a NaN in a value reaches exactly the rows that see it", "[conv][methods]") {
@@ -393,8 +411,9 @@ TEST_CASE("gradients by transforms equal the reference, also of rows with tiny n
   }
 }
 
-TEST_CASE("memory is O(k n + n d) and what the formula says, on every engine",
-          "[!mayfail][conv][methods]") {
+// The tables of transforms are part of what a method needs, but are kept from one instance to the
+// next: every case has to make its own. The planner itself (0.2 MB) belongs to the process.
+TEST_CASE("memory is O(k n + n d) and what the formula says, on every engine", "[conv][methods]") {
   const auto allocated = [] {
     const auto info = mallinfo2();
     return static_cast<double>(info.uordblks) + static_cast<double>(info.hblkhd);
@@ -402,6 +421,8 @@ TEST_CASE("memory is O(k n + n d) and what the formula says, on every engine",
   const double before_probe = allocated();
   const auto probe = std::make_unique<Tensor>(1, 1, 1000, 1000);
   if (allocated() - before_probe < 4e6) return;  // a sanitizer's allocator does not tell
+  forget_fft_plans();
+  const RealFft<double> planner(2048, Planner::estimate);
   for (const std::string engine : {"auto", "direct", "shared", "local", "partitioned"})
     for (const std::string segmentation : {"uniform", "recover", "band_merge"})
       for (const Index n : {5000, 20000}) {
@@ -410,11 +431,26 @@ TEST_CASE("memory is O(k n + n d) and what the formula says, on every engine",
         INFO(engine << " " << segmentation << " n=" << n);
         Problem p = causal_problem(n, 64);
         const auto method = make_method("conv_basis", s);
+        forget_fft_plans();
         const double before = allocated();
         method->prepare(p, {});
         const double used = allocated() - before, declared = method->extra_bytes(p, Pass::forward);
         CHECK(declared == Approx(used).epsilon(0.1));
         CHECK(used <= 400.0 * static_cast<double>(n * (8 + 64)));
+        if (segmentation != "uniform") continue;
+        // The formulas in words at the head of conv_basis.cpp.
+        const auto length = static_cast<double>(n),
+                   f = static_cast<double>(good_fft_size(n + n / 8));
+        const double k = 8, d = 64, threads = thread_count(), b = metric(*method, "block");
+        if (engine == "shared")
+          CHECK(used == Approx(8 * (k * length + (k + 11 * threads) * f + length * d / 2 + 1.6 * f +
+                                    5.1 * length))
+                            .epsilon(0.1));
+        if (engine == "partitioned")
+          CHECK(used == Approx(8 * (3 * k * length +
+                                    threads * (8 * (2 * b + 16) + 32 * length + 16 * k * b) +
+                                    3.2 * b + 5.1 * length))
+                            .epsilon(0.1));
       }
 }
 

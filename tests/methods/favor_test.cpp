@@ -78,12 +78,18 @@ TEST_CASE("orthogonal rows are orthogonal, and reduce the variance", "[methods][
   CHECK(spread(true) < spread(false));
 }
 
+// One over the square root holds where weights are off by little, and a mean over draws shows it
+// where it does not hang on rare draws. With logits of deviation T and d = 16, s = q + k as the
+// features see it has entries of variance T / 2. A direction's product has the relative variance
+// exp(|s|^2) - 1, whose mean over tokens is (1 - T)^-8 - 1, and the squares of the errors have a
+// variance of their own only where E exp(4 |s|^2), so for T < 1/4. At T = 1/10 the relative
+// deviation is 1.15 per direction, 0.14 to 0.02 over the sweep; at T = 0.36, by contrast, 5.9 per
+// direction, with a mean square that single draws make up.
 TEST_CASE("the error of random features falls as one over the square root of their number",
-          "[!mayfail][methods][favor]") {
+          "[methods][favor]") {
   const Problem p{.batch = 1, .heads = 1, .n = 128, .n_kv = 128, .d_k = 16, .d_v = 16};
-  QKV in = random_inputs(p, 20);
-  for (Tensor* x : {&in.q, &in.k})
-    for (Index e = 0; e < x->size(); ++e) x->data()[e] *= 0.6f;  // where 64 features begin to do
+  QKV in(p);
+  make_task("gaussian", {{"temperature", 0.1}})->fill(p, 20, 0, &in);
   const auto call = double_call(p, in);
   const TensorD want = reference::softmax_attention(call, reference::sees_everything(call));
   for (const std::string form : {"positive", "hyperbolic"}) {

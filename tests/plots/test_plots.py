@@ -18,7 +18,7 @@ sys.dont_write_bytecode = True
 import plot  # noqa: E402  (plots/plot.py)
 import synthetic  # noqa: E402
 import table  # noqa: E402  (plots/table.py)
-from subquad_plots import bound, bounds, fit, load, matrix_error, views  # noqa: E402
+from subquad_plots import bound, bounds, budget, fit, load, matrix_error, views  # noqa: E402
 from subquad_plots.errors import UserError  # noqa: E402
 
 
@@ -253,6 +253,25 @@ class Figures(WithDirectory):
         view = views.views(self.load())[0]
         self.assertFalse(bound.applies(view))
         self.assertFalse(matrix_error.applies(view))
+
+    def test_settings_that_differ_in_numbers_make_one_curve_over_the_budget(self):
+        rows = rows_of("dense", 512, [2.0], rel_error=1e-7, keys_per_query=512)
+        rows += rows_of("uniform", 512, [0.1], rel_error=0.5, keys_per_query=1,
+                        approximates="nothing")
+        for k in (4, 16, 64):
+            for name in ("searched", "evenly spaced"):
+                rows += rows_of("conv_basis", 512, [0.01 * k], label=f"{name}, {k}",
+                                cell_id=f"{name}{k}", keys_per_query=k, rel_error=1 / k)
+        self.write(rows)
+        view = views.views(self.load())[0]
+        self.assertEqual(budget.drawable(view), {"searched", "evenly spaced"})
+        points = budget.points_of(view).set_index("series")
+        self.assertEqual(points.loc["searched, 16", "error"], 1 / 16)
+        status, _, err = quiet(plot.main, [str(self.directory), "--format", "png"])
+        self.assertEqual(status, 0, err)
+        self.assertTrue(list((self.directory / "figures").glob("budget*.png")))
+        self.write(rows[:2])
+        self.assertFalse(budget.applies(views.views(self.load())[0]))
 
     def test_one_point_and_missing_columns_do_not_crash(self):
         self.write(rows_of("dense", 256, [1.0]))
