@@ -113,9 +113,13 @@ std::vector<Settings> settings_of(const std::string& name) {
             {{"rescale", true}, {"temperature", 3.0}},
             {{"mask_in_sum", false}, {"transform", std::string("fft")}}};
   if (name == "cauchy_dense" || name == "cauchy_topk" || name == "zeta_topk" || name == "zeta") {
+    // Distances are float32: two keys may tie to within rounding, as they do at top_k = 32.
     std::vector<Settings> all{{}};
-    for (const std::string kind : {"neg_euclid", "inverse_euclid", "dot"})
-      all.push_back({{"similarity", kind}, {"gamma", 0.7}});
+    if (name != "cauchy_dense") all[0] = {{"top_k", Index{24}}};
+    for (const std::string kind : {"neg_euclid", "inverse_euclid", "dot"}) {
+      all.push_back(all[0]);
+      all.back().insert({{"similarity", kind}, {"gamma", 0.7}});
+    }
     if (name == "cauchy_dense") return all.push_back({{"history", true}}), all;
     all.push_back({{"top_k", Index{4}}, {"history", false}, {"gamma", 0.05}});
     all.push_back({{"top_k", Index{7}}, {"bound", std::string("clamp")}, {"gain", 0.4}});
