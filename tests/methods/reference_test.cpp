@@ -135,6 +135,27 @@ std::vector<Settings> settings_of(const std::string& name) {
     return {{},
             {{"rescale", true}, {"temperature", 3.0}},
             {{"mask_in_sum", false}, {"transform", std::string("fft")}}};
+  if (name == "cauchy_dense" || name == "cauchy_topk" || name == "zeta_topk" || name == "zeta") {
+    // Distances are float32: two keys may tie to within rounding, as they do at top_k = 32.
+    std::vector<Settings> all{{}};
+    if (name != "cauchy_dense") all[0] = {{"top_k", Index{24}}};
+    for (const std::string kind : {"neg_euclid", "inverse_euclid", "dot"}) {
+      all.push_back(all[0]);
+      all.back().insert({{"similarity", kind}, {"gamma", 0.7}});
+    }
+    if (name == "cauchy_dense") return all.push_back({{"history", true}}), all;
+    all.push_back({{"top_k", Index{4}}, {"history", false}, {"gamma", 0.05}});
+    all.push_back({{"top_k", Index{7}}, {"bound", std::string("clamp")}, {"gain", 0.4}});
+    if (name == "cauchy_topk") return all;
+    all.push_back({{"top_k", Index{4}}, {"chunk", Index{16}}, {"local", true}});
+    all.push_back({{"top_k", Index{8}}, {"chunk", Index{1}}, {"history", false}});
+    if (name == "zeta_topk") return all;
+    all.push_back({{"top_k", Index{5}}, {"window_factor", Index{1}}, {"chunks", Index{4}}});
+    all.push_back({{"top_k", Index{8}}, {"d_key", Index{1}}});
+    all.push_back({{"top_k", Index{8}}, {"d_key", Index{2}}, {"bits", Index{3}}});
+    all.push_back({{"top_k", Index{8}}, {"d_key", Index{8}}, {"window_factor", Index{4}}});
+    return all;
+  }
   return {{}};
 }
 
@@ -151,6 +172,8 @@ Settings small_settings(const std::string& name) {
   if (name == "improved_clustered") return {{"clusters", Index{2}}, {"top_k", Index{2}}};
   if (name == "reformer")
     return {{"rounds", Index{2}}, {"bits", Index{2}}, {"chunk", Index{2}}, {"attend_self", true}};
+  if (name == "zeta" || name == "zeta_topk") return {{"top_k", Index{2}}, {"chunk", Index{2}}};
+  if (name == "cauchy_topk") return {{"top_k", Index{2}}};
   return {};
 }
 

@@ -18,6 +18,7 @@
 #include "tests/reference/sliding_window.h"
 #include "tests/reference/softmax_attention.h"
 #include "tests/reference/top_k.h"
+#include "tests/reference/zeta.h"
 
 namespace subquad::reference {
 
@@ -80,6 +81,17 @@ inline LshOptions lsh_options(const Settings& s) {
           std::get<bool>(s.at("attend_self"))};
 }
 
+inline Reference zeta_reference(const std::string& name) {
+  return {[name](const Settings& s, const Call& c) {
+            return zeta_attention(ZetaRule::from(name, s), c);
+          },
+          [name](const Settings& s, const Call& c, const TensorD& dout) {
+            ZetaGradient gradient;
+            zeta_attention(ZetaRule::from(name, s), c, &dout, &gradient);
+            return std::move(gradient.qkv);
+          }};
+}
+
 inline const std::map<std::string, Reference>& references() {
   const auto integer = [](const Settings& s, const char* key) {
     return std::get<Index>(s.at(key));
@@ -126,6 +138,8 @@ inline const std::map<std::string, Reference>& references() {
          return matrix_attention(c, block_rank_matrix(c, integer(s, "rank")));
        }}},
       {"clustered", clustered},
+      {"cauchy_dense", zeta_reference("cauchy_dense")},
+      {"cauchy_topk", zeta_reference("cauchy_topk")},
       {"column_sampling", {[integer](const Settings& s, const Call& c) {
          return matrix_attention(
              c, column_sampling_matrix(c, integer(s, "samples"), std::get<bool>(s.at("values"))));
@@ -210,6 +224,8 @@ inline const std::map<std::string, Reference>& references() {
       {"v_mean", {[](const Settings&, const Call& c) {
          return matrix_attention(c, uniform_matrix(c, false));
        }}},
+      {"zeta", zeta_reference("zeta")},
+      {"zeta_topk", zeta_reference("zeta_topk")},
   };
   return all;
 }

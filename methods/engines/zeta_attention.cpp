@@ -1,0 +1,510 @@
+#include "methods/engines/zeta_attention.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "harness/core/parallel.h"
+#include "methods/engines/band.h"
+#include "methods/engines/row_attention.h"
+#include "methods/engines/zeta_layout.h"
+
+namespace subquad {
+
+using namespace engine;
+using namespace zeta_detail;
+
+Index ZetaOptions::chunk_size(Index n_kv) const {
+  if (chunk > 0) return std::min(chunk, std::max<Index>(n_kv, 1));
+  return std::min(std::max<Index>(n_kv, 1), std::max(top_k, (n_kv + chunks - 1) / chunks));
+}
+Index ZetaOptions::list_size(Index n_kv) const {
+  return candidates == Candidates::none ? 0 : std::min(top_k, n_kv);
+}
+Index ZetaOptions::range_size(Index n_kv, bool causal) const {
+  if (candidates == Candidates::none) return n_kv;
+  return local && causal ? chunk_size(n_kv) : 0;
+}
+Index ZetaOptions::window(Index n_kv) const {
+  if (candidates == Candidates::none) return 0;
+  return candidates == Candidates::z_order ? std::min(n_kv, top_k * window_factor) : n_kv;
+}
+
+float zeta_width(float theta) {
+  const double gamma = 1 / (1 + std::exp(-static_cast<double>(theta)));
+  return static_cast<float>(std::max(gamma * gamma, 1e-6));
+}
+
+namespace zeta_detail {
+
+void kernel_arguments(const ZetaKernel& kernel, const float* q, Index width, const float* rows,
+                      const std::int32_t* index, Index count, float* x) {
+  const bool product = kernel.of_product();
+  for (Index j = 0; j < count; ++j) {
+    const float* const k = rows + static_cast<Index>(index[j]) * width;
+    float sum = 0;
+    for (Index c = 0; c < width; ++c) {
+      const float away = q[c] - k[c];
+      sum += product ? q[c] * k[c] : away * away;
+    }
+    x[j] = sum;
+  }
+}
+
+Index choose(const ZetaOptions& o, const float* q, const Candidates& candidates, Work& work) {
+  const Index count = candidates.count;
+  float* const distance = work.distance.data();
+  squared_distances(q, o.points.d_key, candidates.points, candidates.first, count, distance);
+  const std::int32_t* const position = candidates.position + candidates.first;
+  if (count <= o.top_k) {
+    std::copy_n(position, count, work.index.data());
+    std::copy_n(distance, count, work.x.data());
+    return count;
+  }
+  choose_nearest(distance, position, count, o.top_k, &work.hint, work.chosen.data());
+  for (Index e = 0; e < o.top_k; ++e) {
+    work.index[e] = position[work.chosen[e]];
+    work.x[e] = distance[work.chosen[e]];
+  }
+  return o.top_k;
+}
+
+Candidates window_at(const ZetaOptions& o, const Candidates& sorted, std::uint64_t code,
+                     Index* place) {
+  Candidates window = sorted;
+  const Index wanted = o.top_k * o.window_factor;
+  *place = gallop(sorted.code, *place, sorted.count, code);
+  window.first =
+      std::clamp<Index>(*place - wanted / 2, 0, std::max<Index>(0, sorted.count - wanted));
+  window.count = std::min(wanted, sorted.count - window.first);
+  return window;
+}
+
+}  // namespace zeta_detail
+
+void ZetaAttention::prepare(const Problem& problem, const ZetaOptions& options, const Env& env) {
+  problem_ = problem;
+  options_ = options;
+  gradients_ = env.gradients;
+  points_.prepare(options.points, problem.d_k, env.seed);
+  layout(heads_, options, problem, gradients_,
+         [](auto& array, Index count) { array = std::remove_reference_t<decltype(array)>(count); });
+  work_.clear();
+  grow_work();
+}
+
+void ZetaAttention::grow_work() {
+  while (static_cast<int>(work_.size()) < thread_count()) {
+    work_.emplace_back();
+    layout(work_.back(), options_, problem_, gradients_, [](auto& array, Index count) {
+      array = std::remove_reference_t<decltype(array)>(count);
+    });
+  }
+}
+
+double ZetaAttention::work_bytes(const Problem& p, const ZetaOptions& o, bool gradients) {
+  double bytes = ZetaPoints::bytes(o.points, p.d_k);
+  const auto add = [&](double times) {
+    return [&bytes, times](const auto& array, Index count) {
+      bytes += times * static_cast<double>(count) * static_cast<double>(sizeof(*array.data()));
+    };
+  };
+  Heads heads;
+  layout(heads, o, p, gradients, add(1));
+  Work work;
+  layout(work, o, p, gradients, add(thread_count()));
+  return bytes;
+}
+
+ZetaKernel ZetaAttention::kernel(const float* theta, Index bh) const {
+  return {options_.similarity,
+          zeta_width(theta[options_.gamma_per_head ? bh % problem_.heads : 0])};
+}
+
+// Points of all queries and keys; codes of keys are left where sort_keys finds them.
+void ZetaAttention::map_points(const Inputs& in, bool codes) {
+  const Index width = ZetaPoints::width(options_.points.d_key);
+  const Index heads = problem_.batch * problem_.heads;
+  const Index q_items = (problem_.n + kTokenBlock - 1) / kTokenBlock;
+  const Index k_items = (problem_.n_kv + kTokenBlock - 1) / kTokenBlock;
+  parallel_for(heads * (q_items + k_items), [&](Index item, int) {
+    const Index bh = item / (q_items + k_items), part = item % (q_items + k_items);
+    const bool is_q = part < q_items;
+    const Index n = is_q ? problem_.n : problem_.n_kv;
+    const Index first = (is_q ? part : part - q_items) * kTokenBlock;
+    const Index count = std::min(kTokenBlock, n - first);
+    const float* x = (is_q ? in.q : in.k).head(bh).data() + first * problem_.d_k;
+    std::uint64_t* code = is_q ? heads_.q_code.data() : heads_.code.data();
+    points_.map(x, count, (is_q ? heads_.q : heads_.k).data() + (bh * n + first) * width,
+                codes ? code + bh * n + first : nullptr);
+  });
+}
+
+// Real keys in the order of their codes, or of their positions where nothing is searched.
+void ZetaAttention::sort_keys(const Inputs& in, Index bh, Work& work) {
+  const Index n_kv = problem_.n_kv, d_key = options_.points.d_key;
+  const Index width = ZetaPoints::width(d_key);
+  const auto real = keys_of_batch(in, bh / problem_.heads);
+  std::uint64_t* const code = heads_.code.data() + bh * n_kv;
+  std::int32_t* const position = heads_.position.data() + bh * n_kv;
+  const bool sorted = options_.candidates == ZetaOptions::Candidates::z_order;
+  Index count = 0;
+  for (Index j = 0; j < n_kv; ++j) {
+    if (!real.empty() && real[static_cast<std::size_t>(j)] == 0) continue;
+    if (sorted) {
+      work.sort[count++] = {code[j], static_cast<std::int32_t>(j)};
+    } else {
+      position[count++] = static_cast<std::int32_t>(j);
+    }
+  }
+  heads_.real[bh] = count;
+  if (sorted) {
+    sort_by_code(work.sort.data(), work.sort.data() + work.sort.size() / 2, count,
+                 options_.points.bits * static_cast<int>(d_key));
+    for (Index e = 0; e < count; ++e) {
+      code[e] = work.sort[e].code;
+      position[e] = work.sort[e].position;
+    }
+  }
+  const Index stride = n_kv + kLanes;
+  const float* const points = heads_.k.data() + bh * n_kv * width;
+  float* const coordinate = heads_.coordinate.data() + bh * d_key * stride;
+  for (Index e = 0; e < count; ++e)
+    for (Index c = 0; c < d_key; ++c)
+      coordinate[c * stride + e] = points[static_cast<Index>(position[e]) * width + c];
+}
+
+// Rows of queries of a chunk by the order of their codes.
+void ZetaAttention::sort_queries(Index bh, Index chunk, Work& work) {
+  const Index offset = problem_.causal ? problem_.causal_offset() : 0;
+  const Index size = problem_.causal ? options_.chunk_size(problem_.n_kv) : problem_.n;
+  const Index first = std::max<Index>(0, chunk * size - offset);
+  const Index last = std::min(problem_.n, (chunk + 1) * size - offset);
+  std::uint64_t* const code = heads_.q_code.data() + bh * problem_.n;
+  std::int32_t* const order = heads_.q_order.data() + bh * problem_.n;
+  for (Index i = first; i < last; ++i)
+    work.sort[i - first] = {code[i], static_cast<std::int32_t>(i)};
+  if (last <= first) return;
+  sort_by_code(work.sort.data(), work.sort.data() + work.sort.size() / 2, last - first,
+               options_.points.bits * static_cast<int>(options_.points.d_key));
+  for (Index i = first; i < last; ++i) {
+    code[i] = work.sort[i - first].code;
+    order[i] = work.sort[i - first].position;
+  }
+}
+
+void ZetaAttention::sort_heads(const Inputs& in) {
+  const bool searched = options_.candidates == ZetaOptions::Candidates::z_order;
+  if (options_.candidates == ZetaOptions::Candidates::none) return;
+  const Index size = options_.chunk_size(problem_.n_kv);
+  const Index chunks = !searched ? 0 : problem_.causal ? (problem_.n_kv + size - 1) / size : 1;
+  // The long sort first.
+  parallel_for(problem_.batch * problem_.heads * (chunks + 1), [&](Index item, int thread) {
+    const Index heads = problem_.batch * problem_.heads;
+    Work& work = work_[static_cast<std::size_t>(thread)];
+    if (item < heads) return sort_keys(in, item, work);
+    sort_queries((item - heads) / chunks, (item - heads) % chunks, work);
+  });
+}
+
+Index ZetaAttention::blocks() const { return (problem_.n_kv + kTokenBlock - 1) / kTokenBlock; }
+
+// Sums of points and values of all real tokens before every block, in double.
+void ZetaAttention::sum_history(const Inputs& in) {
+  const Index width = ZetaPoints::width(options_.points.d_key), d_v = problem_.d_v;
+  const Index columns = d_v + width, count = blocks(), heads = problem_.batch * problem_.heads;
+  parallel_for(heads * count, [&](Index item, int) {
+    const Index bh = item / count, block = item % count;
+    const auto real = keys_of_batch(in, bh / problem_.heads);
+    double* const sum = heads_.sums.data() + (bh * (count + 1) + block + 1) * columns;
+    Index& tokens = heads_.counts[bh * (count + 1) + block + 1];
+    std::fill_n(sum, columns, 0.0);
+    tokens = 0;
+    const Index last = std::min(problem_.n_kv, (block + 1) * kTokenBlock);
+    for (Index j = block * kTokenBlock; j < last; ++j) {
+      if (!real.empty() && real[static_cast<std::size_t>(j)] == 0) continue;
+      add_token(in.v.head(bh).data() + j * d_v, d_v,
+                heads_.k.data() + (bh * problem_.n_kv + j) * width, width, sum);
+      ++tokens;
+    }
+  });
+  for (Index bh = 0; bh < heads; ++bh) {
+    double* const sums = heads_.sums.data() + bh * (count + 1) * columns;
+    Index* const tokens = heads_.counts.data() + bh * (count + 1);
+    std::fill_n(sums, columns, 0.0);
+    tokens[0] = 0;
+    for (Index block = 1; block <= count; ++block) {
+      for (Index c = 0; c < columns; ++c)
+        sums[block * columns + c] += sums[(block - 1) * columns + c];
+      tokens[block] += tokens[block - 1];
+    }
+  }
+}
+
+void ZetaAttention::average(const Inputs& in, Index bh, Index block, float* mean_v,
+                            const float* dout, Work& work) {
+  const Index width = ZetaPoints::width(options_.points.d_key), d_v = problem_.d_v;
+  const Index columns = d_v + width, n = problem_.n;
+  const auto real = keys_of_batch(in, bh / problem_.heads);
+  double* const run = work.running.data();
+  const Index at = bh * (blocks() + 1) + (problem_.causal ? block : blocks());
+  std::copy_n(heads_.sums.data() + at * columns, columns, run);
+  Index tokens = heads_.counts[at];
+  const auto write = [&](Index i) {
+    const double factor = tokens > 0 ? 1 / static_cast<double>(tokens) : 0;
+    heads_.mean_count[bh * n + i] = static_cast<float>(tokens);
+    float* const key = heads_.mean_k.data() + (bh * n + i) * width;
+    for (Index c = 0; c < width; ++c) key[c] = static_cast<float>(factor * run[d_v + c]);
+    if (mean_v != nullptr)
+      for (Index c = 0; c < d_v; ++c) mean_v[i * d_v + c] = static_cast<float>(factor * run[c]);
+    if (dout == nullptr) return;
+    double dot = 0;
+    for (Index c = 0; c < d_v; ++c) dot += static_cast<double>(dout[i * d_v + c]) * run[c];
+    heads_.mean_dot[bh * n + i] = static_cast<float>(factor * dot);
+  };
+  if (!problem_.causal) {
+    for (Index i = block * kTokenBlock; i < std::min(n, (block + 1) * kTokenBlock); ++i) write(i);
+    return;
+  }
+  const Index offset = problem_.causal_offset();
+  for (Index j = block * kTokenBlock; j < std::min(problem_.n_kv, (block + 1) * kTokenBlock); ++j) {
+    if (real.empty() || real[static_cast<std::size_t>(j)] != 0) {
+      add_token(in.v.head(bh).data() + j * d_v, d_v,
+                heads_.k.data() + (bh * problem_.n_kv + j) * width, width, run);
+      ++tokens;
+    }
+    if (j >= offset) write(j - offset);
+  }
+}
+
+// What forward and backward begin with.
+void ZetaAttention::prepare_call(const Inputs& in, TensorView mean_v, ConstTensorView dout) {
+  grow_work();
+  map_points(in, dout.empty() && options_.candidates == ZetaOptions::Candidates::z_order);
+  if (dout.empty()) sort_heads(in);
+  if (!options_.history) return;
+  sum_history(in);
+  const Index tokens = problem_.causal ? problem_.n_kv : problem_.n;
+  const Index items = (tokens + kTokenBlock - 1) / kTokenBlock;
+  parallel_for(problem_.batch * problem_.heads * items, [&](Index item, int thread) {
+    const Index bh = item / items;
+    average(in, bh, item % items, mean_v.empty() ? nullptr : mean_v.head(bh).data(),
+            dout.empty() ? nullptr : dout.head(bh).data(), work_[static_cast<std::size_t>(thread)]);
+  });
+}
+
+// Candidates among the real keys before `limit`. Where keys are sorted, work keeps them; unless
+// `fresh` it holds those of a larger limit from before. O(n_kv), without search O(log n_kv).
+Candidates ZetaAttention::prefix(Index bh, Index limit, bool fresh, Work& work) const {
+  const Index n_kv = problem_.n_kv, stride = n_kv + kLanes, d_key = options_.points.d_key;
+  Candidates all{{heads_.coordinate.data() + bh * d_key * stride, stride},
+                 heads_.code.data() + bh * n_kv,
+                 heads_.position.data() + bh * n_kv,
+                 0,
+                 heads_.real[bh]};
+  if (limit >= n_kv) return all;
+  if (options_.candidates != ZetaOptions::Candidates::z_order) {
+    all.count = std::lower_bound(all.position, all.position + all.count, limit) - all.position;
+    return all;
+  }
+  Candidates here{{work.coordinate.data(), stride}, work.code.data(), work.position.data(), 0, 0};
+  Candidates from = here;
+  from.count = work.filtered;
+  if (fresh) from = all;
+  std::int32_t* const kept = work.kept.data();
+  for (Index e = 0; e < from.count; ++e) {  // without branches
+    kept[here.count] = static_cast<std::int32_t>(e);
+    here.count += from.position[e] < limit ? 1 : 0;
+  }
+  for (Index e = 0; e < here.count; ++e) {
+    work.code[e] = from.code[kept[e]];
+    work.position[e] = from.position[kept[e]];
+  }
+  for (Index c = 0; c < d_key; ++c)
+    for (Index e = 0; e < here.count; ++e)
+      work.coordinate[c * stride + e] = from.points.coordinate[c * stride + kept[e]];
+  work.filtered = here.count;
+  return here;
+}
+
+// Of one query: `base` are the keys before its chunk where they are sorted, else all.
+Candidates ZetaAttention::candidates_of(Index bh, Index i, std::uint64_t code,
+                                        const Candidates& base, Index* place) const {
+  using Kind = ZetaOptions::Candidates;
+  if (options_.candidates == Kind::z_order) return window_at(options_, base, code, place);
+  if (options_.candidates == Kind::none) return {};
+  if (!problem_.causal) return base;
+  const Index size = options_.chunk_size(problem_.n_kv);
+  const Index limit = options_.candidates == Kind::past
+                          ? problem_.visible(i)
+                          : (i + problem_.causal_offset()) / size * size;
+  Candidates some = base;
+  some.count = std::lower_bound(base.position, base.position + base.count, limit) - base.position;
+  (void)bh;
+  return some;
+}
+
+Index ZetaAttention::add_range(const Inputs& in, Index bh, Index i, Index list, Work& work) const {
+  if (options_.range_size(problem_.n_kv, problem_.causal) == 0) return list;
+  const auto real = keys_of_batch(in, bh / problem_.heads);
+  const Index size = options_.chunk_size(problem_.n_kv);
+  Index j = options_.candidates == ZetaOptions::Candidates::none
+                ? 0
+                : (i + problem_.causal_offset()) / size * size;
+  for (; j < problem_.visible(i); ++j)
+    if (real.empty() || real[static_cast<std::size_t>(j)] != 0)
+      work.index[list++] = static_cast<std::int32_t>(j);
+  return list;
+}
+
+// Outputs of the queries that are processed as rows [first, last): later chunks first, so that the
+// sorted keys only have to lose some.
+void ZetaAttention::attend_rows(const Inputs& in, Index bh, Index first, Index last,
+                                const float* theta, TensorView out, ZetaSaved* saved, Work& work) {
+  const Index n = problem_.n, d_v = problem_.d_v, width = ZetaPoints::width(options_.points.d_key);
+  const bool searched = options_.candidates == ZetaOptions::Candidates::z_order;
+  const bool chunked = searched && problem_.causal;
+  const Index offset = problem_.causal ? problem_.causal_offset() : 0;
+  const Index size = options_.chunk_size(problem_.n_kv), list = options_.list_size(problem_.n_kv);
+  const ZetaKernel kernel = this->kernel(theta, bh);
+  const GatheredRows<std::int32_t> values{in.v.head(bh).data(), d_v, work.index.data()};
+  const float* const keys = heads_.k.data() + bh * problem_.n_kv * width;
+  Candidates base;
+  if (!chunked && options_.candidates != ZetaOptions::Candidates::none)
+    base = prefix(bh, problem_.n_kv, true, work);
+  bool fresh = true;
+  for (Index end = last; end > first;) {
+    const Index chunk = (end - 1 + offset) / size;
+    const Index begin = chunked ? std::max(first, chunk * size - offset) : first;
+    if (chunked) base = prefix(bh, chunk * size, fresh, work);
+    fresh = false;
+    Index place = 0;
+    for (Index row = begin; row < end; ++row) {
+      const Index i = searched ? heads_.q_order[bh * n + row] : row;
+      const float* const q = heads_.q.data() + (bh * n + i) * width;
+      const Candidates candidates =
+          candidates_of(bh, i, searched ? heads_.q_code[bh * n + row] : 0, base, &place);
+      const Index chosen = candidates.count == 0 ? 0 : choose(options_, q, candidates, work);
+      const Index count = add_range(in, bh, i, chosen, work);
+      const Index known = kernel.of_product() ? 0 : chosen;
+      kernel_arguments(kernel, q, width, keys, work.index.data() + known, count - known,
+                       work.x.data() + known);
+      float* const o = out.head(bh).data() + i * d_v;
+      const bool mean = options_.history && heads_.mean_count[bh * n + i] > 0;
+      const std::int32_t own = 0;
+      if (mean)
+        kernel_arguments(kernel, q, width, heads_.mean_k.data() + (bh * n + i) * width, &own, 1,
+                         work.x.data() + count);
+      if (count + (mean ? 1 : 0) > 0)
+        kernel.weights(work.x.data(), count + (mean ? 1 : 0), work.weight.data());
+      if (mean) {
+        for (Index c = 0; c < d_v; ++c) o[c] *= work.weight[count];
+      } else {
+        std::fill_n(o, d_v, 0.0f);
+      }
+      add_weighted_rows(work.weight.data(), values, count, d_v, o);
+      if (saved == nullptr) continue;
+      const Index at = bh * n + row;
+      saved->query[at] = static_cast<std::int32_t>(i);
+      saved->count[at] = static_cast<std::int32_t>(chosen);
+      std::copy_n(work.index.data(), chosen, saved->keys.data() + at * list);
+    }
+    end = begin;
+  }
+}
+
+void ZetaAttention::forward(const Inputs& in, const float* theta, TensorView out,
+                            ZetaSaved* saved) {
+  prepare_call(in, out, {});
+  const Index heads = problem_.batch * problem_.heads, n = problem_.n;
+  const Index size = options_.chunk_size(problem_.n_kv);
+  Index rows = kRowBlock;
+  const bool chunked = options_.candidates == ZetaOptions::Candidates::z_order && problem_.causal;
+  if (chunked) {  // whole chunks; every item begins with all sorted keys of a head
+    const Index chunks = (problem_.n_kv + size - 1) / size;
+    const Index parts =
+        heads >= 4 * thread_count() || thread_count() == 1 ? 1 : 4 * thread_count() / heads + 1;
+    rows = (chunks + parts - 1) / parts * size;
+  }
+  const Index offset = chunked ? problem_.causal_offset() : 0;
+  const Index items = (n + offset + rows - 1) / rows;
+  parallel_for(heads * items, [&](Index item, int thread) {
+    const Index part = items - 1 - item / heads;  // the later, the more keys
+    const Index first = std::max<Index>(0, part * rows - offset);
+    const Index last = std::min(n, (part + 1) * rows - offset);
+    if (first < last)
+      attend_rows(in, item % heads, first, last, theta, out, saved,
+                  work_[static_cast<std::size_t>(thread)]);
+  });
+}
+
+void ZetaAttention::rows(const Inputs& in, const float* theta, Index bh,
+                         std::span<const Index> rows, Eigen::Ref<Matrix> weights) {
+  prepare_call(in, {}, {});
+  const Index width = ZetaPoints::width(options_.points.d_key), n = problem_.n;
+  const ZetaKernel kernel = this->kernel(theta, bh);
+  const auto real = keys_of_batch(in, bh / problem_.heads);
+  Work& work = work_.front();
+  weights.setZero();
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    const Index i = rows[r];
+    const float* const q = heads_.q.data() + (bh * n + i) * width;
+    const Index chosen = choose_for(in, bh, i, work);
+    const Index count = add_range(in, bh, i, chosen, work);
+    kernel_arguments(kernel, q, width, heads_.k.data() + bh * problem_.n_kv * width,
+                     work.index.data(), count, work.x.data());
+    const bool mean = options_.history && heads_.mean_count[bh * n + i] > 0;
+    const std::int32_t own = 0;
+    if (mean)
+      kernel_arguments(kernel, q, width, heads_.mean_k.data() + (bh * n + i) * width, &own, 1,
+                       work.x.data() + count);
+    if (count + (mean ? 1 : 0) == 0) continue;
+    kernel.weights(work.x.data(), count + (mean ? 1 : 0), work.weight.data());
+    auto to = weights.row(static_cast<Index>(r));
+    for (Index e = 0; e < count; ++e) to[work.index[e]] += work.weight[e];
+    for (Index j = 0; mean && j < problem_.visible(i); ++j)
+      if (real.empty() || real[static_cast<std::size_t>(j)] != 0)
+        to[j] += work.weight[count] / heads_.mean_count[bh * n + i];
+  }
+}
+
+// What a single query chooses, by itself: O(n_kv).
+Index ZetaAttention::choose_for(const Inputs& in, Index bh, Index i, Work& work) {
+  using Kind = ZetaOptions::Candidates;
+  if (options_.candidates == Kind::none) return 0;
+  const Index width = ZetaPoints::width(options_.points.d_key);
+  const Index size = options_.chunk_size(problem_.n_kv);
+  const bool chunked = options_.candidates == Kind::z_order && problem_.causal;
+  const Index limit = chunked ? (i + problem_.causal_offset()) / size * size : problem_.n_kv;
+  alignas(64) float point[kMaxPointWidth];
+  std::uint64_t code = 0;
+  points_.map(in.q.head(bh).data() + i * problem_.d_k, 1, point, &code);
+  Index place = 0;
+  const Candidates candidates = candidates_of(bh, i, code, prefix(bh, limit, true, work), &place);
+  if (candidates.count == 0) return 0;
+  return choose(options_, heads_.q.data() + (bh * problem_.n + i) * width, candidates, work);
+}
+
+double ZetaAttention::flops(const Problem& p, const ZetaOptions& o, Pass pass) {
+  const auto d_key = static_cast<double>(o.points.d_key), d_v = static_cast<double>(p.d_v);
+  const Index size = o.chunk_size(p.n_kv), offset = p.causal ? p.causal_offset() : 0;
+  double met = 0, kept = 0;
+  for (Index i = 0; i < p.n; ++i) {
+    const Index start = p.causal ? (i + offset) / size * size : 0;
+    Index pool = p.causal ? start : p.n_kv;
+    if (o.candidates == ZetaOptions::Candidates::past) pool = p.visible(i);
+    Index range = o.local && p.causal ? p.visible(i) - start : 0;
+    if (o.candidates == ZetaOptions::Candidates::none) pool = 0, range = p.visible(i);
+    const Index window = std::min(pool, o.window(p.n_kv)), list = std::min(pool, o.top_k);
+    met += static_cast<double>(window + range);
+    kept += static_cast<double>(list + range + (o.history ? 1 : 0));
+  }
+  const auto heads = static_cast<double>(p.batch * p.heads);
+  const double projection =
+      p.d_k == o.points.d_key ? 0 : 2.0 * static_cast<double>((p.n + p.n_kv) * p.d_k) * d_key;
+  const double forward = heads * (projection + 3 * met * d_key + kept * (3 + 2 * d_v));
+  const double backward = heads * (projection + kept * (10 + 9 * d_key + 4 * d_v));
+  if (pass == Pass::forward || pass == Pass::decode) return forward;
+  return pass == Pass::backward ? backward : forward + backward;
+}
+
+}  // namespace subquad

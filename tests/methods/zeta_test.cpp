@@ -1,0 +1,487 @@
+// ZETA: codes, sorting, the choice of keys under the chunk rule, and what must hold whatever the
+// data.
+#include <fmt/core.h>
+
+#include <catch2/catch.hpp>
+#include <numeric>
+#include <set>
+
+#include "methods/engines/morton.h"
+#include "methods/engines/zeta_attention.h"
+#include "tests/methods/method_fixture.h"
+
+using namespace subquad;
+using namespace subquad::testing;
+
+namespace {
+
+using Set = std::set<Index>;
+
+Settings with(Settings settings, const Settings& more) {
+  for (const auto& [key, value] : more) settings[key] = value;
+  return settings;
+}
+
+Problem problem(Index n, bool causal, Index d_k = 3, Index d_v = 5) {
+  return {.batch = 1, .heads = 2, .n = n, .n_kv = n, .d_k = d_k, .d_v = d_v, .causal = causal};
+}
+
+// The keys that every query chose: [heads][n].
+std::vector<std::vector<Set>> chosen_keys(const std::string& name, const Settings& settings,
+                                          const Problem& p, const QKV& in) {
+  const auto method = make_method(name, settings);
+  Env env;
+  env.gradients = true;
+  method->prepare(p, env);
+  const auto saved = method->make_saved();
+  Tensor out(p.batch, p.heads, p.n, p.d_v);
+  method->forward(in.inputs(), out, saved.get());
+  const auto& zeta = static_cast<const ZetaSaved&>(*saved);
+  const Index heads = p.batch * p.heads, list = zeta.keys.size() / (heads * p.n);
+  std::vector<std::vector<Set>> chosen(static_cast<std::size_t>(heads),
+                                       std::vector<Set>(static_cast<std::size_t>(p.n)));
+  for (Index row = 0; row < heads * p.n; ++row) {
+    Set& set =
+        chosen[static_cast<std::size_t>(row / p.n)][static_cast<std::size_t>(zeta.query[row])];
+    set.insert(zeta.keys.data() + row * list, zeta.keys.data() + row * list + zeta.count[row]);
+    CHECK(static_cast<Index>(set.size()) == zeta.count[row]);  // no key twice
+  }
+  return chosen;
+}
+
+Matrix weights_of(const std::string& name, const Settings& settings, const Problem& p,
+                  const QKV& in, Index h) {
+  const auto method = make_method(name, settings);
+  method->prepare(p, {});
+  std::vector<Index> rows(static_cast<std::size_t>(p.n));
+  std::iota(rows.begin(), rows.end(), Index{0});
+  Matrix weights(p.n, p.n_kv);
+  REQUIRE(method->attention_rows(in.inputs(), 0, h, rows, weights));
+  return weights;
+}
+
+double mean_distance(const Problem& p, const QKV& in, const std::vector<std::vector<Set>>& chosen) {
+  double sum = 0, count = 0;
+  for (Index h = 0; h < p.heads; ++h)
+    for (Index i = 0; i < p.n; ++i)
+      for (const Index j : chosen[static_cast<std::size_t>(h)][static_cast<std::size_t>(i)]) {
+        for (Index c = 0; c < p.d_k; ++c)
+          sum += std::pow(std::tanh(static_cast<double>(in.q.head(0, h)(i, c))) -
+                              std::tanh(static_cast<double>(in.k.head(0, h)(j, c))),
+                          2);
+        ++count;
+      }
+  return sum / count;
+}
+
+}  // namespace
+
+TEST_CASE("Morton codes enumerate the grid, grow with every coordinate, and begin with the orthant",
+          "[methods][zeta]") {
+  using namespace engine;
+  const auto code2 = [](std::uint64_t a, std::uint64_t b) {
+    const std::uint64_t u[] = {a, b};
+    return morton_code(u, 2, 2);
+  };
+  CHECK(code2(0, 0) == 0);
+  CHECK(code2(0, 1) == 1);
+  CHECK(code2(1, 0) == 2);
+  CHECK(code2(1, 1) == 3);
+  CHECK(code2(2, 0) == 8);
+  CHECK(code2(3, 3) == 15);
+  Random random(1);
+  for (const auto& [dims, bits] : {std::pair<Index, int>{1, 10},
+                                   {1, 31},
+                                   {2, 5},
+                                   {2, 31},
+                                   {3, 10},
+                                   {3, 21},
+                                   {4, 10},
+                                   {8, 7},
+                                   {32, 1},
+                                   {7, 9}}) {
+    for (int trial = 0; trial < 200; ++trial) {
+      std::uint64_t u[32], back[32];
+      for (Index c = 0; c < dims; ++c) u[c] = random.below(std::uint64_t{1} << bits);
+      const std::uint64_t code = morton_code(u, dims, bits);
+      CHECK(code >> (dims * bits) == 0);
+      morton_point(code, dims, bits, back);
+      CHECK(std::equal(u, u + dims, back));
+      std::uint64_t orthant = 0;
+      for (Index c = 0; c < dims; ++c) orthant = orthant << 1 | u[c] >> (bits - 1);
+      CHECK(code >> (dims * (bits - 1)) == orthant);
+      const auto c = static_cast<Index>(random.below(static_cast<std::uint64_t>(dims)));
+      if (++u[c] < std::uint64_t{1} << bits) CHECK(morton_code(u, dims, bits) > code);
+    }
+  }
+  CHECK(quantized(-1, 10) == 0);
+  CHECK(quantized(1, 10) == 1023);
+  CHECK(quantized(0, 10) == 512);
+  CHECK(quantized(std::nan(""), 10) == 0);
+}
+
+TEST_CASE("codes are sorted stably, and merged runs equal the sorted whole", "[methods][zeta]") {
+  using namespace engine;
+  Random random(2);
+  for (const Index n : {0, 1, 2, 255, 256, 257, 3000})
+    for (const int bits : {3, 30, 63}) {
+      std::vector<CodeAt> items, other(static_cast<std::size_t>(n));
+      for (Index i = 0; i < n; ++i)
+        items.push_back({random.bits64() >> (64 - bits), static_cast<std::int32_t>(i)});
+      std::vector<CodeAt> want = items;
+      std::stable_sort(want.begin(), want.end(),
+                       [](const CodeAt& a, const CodeAt& b) { return a.code < b.code; });
+      const Index half = n / 3;  // runs of earlier and later positions
+      std::vector<CodeAt> old(items.begin(), items.begin() + half),
+          fresh(items.begin() + half, items.end());
+      sort_by_code(items.data(), other.data(), n, bits);
+      sort_by_code(old.data(), other.data(), half, bits);
+      sort_by_code(fresh.data(), other.data(), n - half, bits);
+      old.resize(static_cast<std::size_t>(n));
+      merge_backward([&](Index e) { return old[static_cast<std::size_t>(e)].code; }, half,
+                     [&](Index e) { return fresh[static_cast<std::size_t>(e)].code; }, n - half,
+                     [&](Index to, bool from_new, Index from) {
+                       old[static_cast<std::size_t>(to)] =
+                           (from_new ? fresh : old)[static_cast<std::size_t>(from)];
+                     });
+      const auto same = [&](const std::vector<CodeAt>& got) {
+        return std::equal(got.begin(), got.end(), want.begin(),
+                          [](const CodeAt& a, const CodeAt& b) {
+                            return a.code == b.code && a.position == b.position;
+                          });
+      };
+      CHECK(same(items));
+      CHECK(same(old));
+      std::vector<std::uint64_t> codes;
+      for (const CodeAt& item : want) codes.push_back(item.code);
+      for (int trial = 0; trial < 20 && n > 0; ++trial) {
+        const std::uint64_t wanted = random.bits64() >> (64 - bits);
+        const Index place = std::lower_bound(codes.begin(), codes.end(), wanted) - codes.begin();
+        CHECK(gallop(codes.data(), place / 2, n, wanted) == place);
+      }
+    }
+}
+
+TEST_CASE("the nearest are chosen, ties by position", "[methods][zeta]") {
+  Random random(3);
+  for (const Index count : {2, 5, 16, 33, 64, 65, 300})
+    for (const double levels : {3.0, 1e9})
+      for (Index keep = 1; keep < count; keep += 1 + keep / 3) {
+        const Index whole = engine::whole_vectors(count);
+        std::vector<float> distance(static_cast<std::size_t>(whole),
+                                    std::numeric_limits<float>::infinity());
+        std::vector<std::int32_t> position, chosen(static_cast<std::size_t>(count + 1));
+        for (Index j = 0; j < count; ++j) {
+          distance[static_cast<std::size_t>(j)] =
+              static_cast<float>(std::floor(levels * random.uniform()) / levels);
+          position.push_back(static_cast<std::int32_t>(j));
+        }
+        random.shuffle(position);
+        std::vector<std::pair<std::pair<float, std::int32_t>, std::int32_t>> ranked;
+        for (std::size_t j = 0; j < position.size(); ++j)
+          ranked.push_back({{distance[j], position[j]}, static_cast<std::int32_t>(j)});
+        std::sort(ranked.begin(), ranked.end());
+        std::set<std::int32_t> want;
+        for (Index e = 0; e < keep; ++e) want.insert(ranked[static_cast<std::size_t>(e)].second);
+        float hint = static_cast<float>(random.uniform());
+        engine::choose_nearest(distance.data(), position.data(), count, keep, &hint, chosen.data());
+        CHECK(std::set<std::int32_t>(chosen.begin(), chosen.begin() + keep) == want);
+        CHECK(std::is_sorted(chosen.begin(), chosen.begin() + keep));
+      }
+}
+
+TEST_CASE("in one dimension the exact nearest keys are found", "[methods][zeta]") {
+  const Problem p = problem(150, false, 1);
+  const QKV in = random_inputs(p, 4);
+  const Settings settings{{"d_key", Index{1}}, {"bits", Index{31}}, {"top_k", Index{8}}};
+  const auto exact = with(settings, {});
+  Settings reference = exact;
+  reference.erase("bits");
+  CHECK(chosen_keys("zeta", settings, p, in) == chosen_keys("zeta_topk", reference, p, in));
+}
+
+TEST_CASE("chosen keys lie in earlier chunks, as many as there are, and are those of the reference",
+          "[methods][zeta]") {
+  for (const bool causal : {false, true}) {
+    const Problem p = problem(130, causal, 12);
+    const QKV in = random_inputs(p, 5);
+    const Settings settings{{"top_k", Index{9}}, {"chunk", Index{16}}};
+    const auto chosen = chosen_keys("zeta", settings, p, in);
+    const auto rule = reference::ZetaRule::from("zeta", resolved("zeta", settings));
+    std::vector<std::vector<Index>> want;
+    reference::zeta_attention(rule, double_call(p, in), nullptr, nullptr, &want);
+    for (Index h = 0; h < p.heads; ++h)
+      for (Index i = 0; i < p.n; ++i) {
+        const Set& keys = chosen[static_cast<std::size_t>(h)][static_cast<std::size_t>(i)];
+        const Index pool = causal ? i / 16 * 16 : p.n;
+        CHECK(static_cast<Index>(keys.size()) == std::min<Index>(9, pool));
+        CHECK((keys.empty() || *keys.rbegin() < pool));
+        const auto& list = want[static_cast<std::size_t>(h * p.n + i)];
+        CHECK(keys == Set(list.begin(), list.end()));
+      }
+  }
+}
+
+TEST_CASE("with every key in the window zeta is dense Cauchy attention", "[methods][zeta]") {
+  const Settings all{{"top_k", Index{90}}, {"history", false}};
+  const auto double_output = [](const std::string& name, const Settings& settings, const Problem& p,
+                                const QKV& in) {
+    return cast<double>(run_method(name, settings, p, in).out);
+  };
+  const Problem whole = problem(90, false);
+  const QKV in = random_inputs(whole, 6);
+  CHECK(relative_error(run_method("zeta", all, whole, in).out,
+                       double_output("cauchy_dense", {}, whole, in)) <= 1e-6);
+  const Problem causal = problem(90, true);
+  for (const Index chunk : {1, 7, 32})
+    CHECK(relative_error(
+              run_method("zeta", with(all, {{"chunk", chunk}, {"local", true}}), causal, in).out,
+              double_output("cauchy_dense", {}, causal, in)) <= 1e-6);
+  CHECK(relative_error(run_method("cauchy_topk", all, causal, in).out,
+                       double_output("cauchy_dense", {}, causal, in)) <= 1e-6);
+  // Chunks of one token hide the token itself: the weights are the dense ones of j < i.
+  const Matrix strict = weights_of("zeta", with(all, {{"chunk", Index{1}}}), causal, in, 1);
+  Matrix want = weights_of("cauchy_dense", {}, causal, in, 1);
+  for (Index i = 0; i < 90; ++i) {
+    want(i, i) = 0;
+    if (i > 0) want.row(i) /= want.row(i).sum();
+  }
+  CHECK((strict - want).norm() <= 1e-6 * want.norm());
+}
+
+TEST_CASE("a key without history or local block shows from the next chunk on", "[methods][zeta]") {
+  const Problem p = problem(100, true);
+  const QKV in = random_inputs(p, 7);
+  const Settings settings{{"chunk", Index{16}}, {"top_k", Index{100}}, {"history", false}};
+  const Tensor before = run_method("zeta", settings, p, in).out;
+  for (const Index t : {0, 15, 16, 50}) {
+    QKV changed = in;
+    for (Index h = 0; h < 2; ++h) {
+      changed.k.head(0, h).row(t).array() += 0.3f;
+      changed.v.head(0, h).row(t).array() += 1.0f;
+    }
+    const Tensor after = run_method("zeta", settings, p, changed).out;
+    for (Index i = 0; i < p.n; ++i) {
+      const bool same = before.head(0, 1).row(i) == after.head(0, 1).row(i);
+      CHECK(same == (i < (t / 16 + 1) * 16));
+    }
+  }
+}
+
+TEST_CASE("weights are positive and sum to one, rows without keys are zero", "[methods][zeta]") {
+  const Problem p = problem(100, true);
+  const QKV in = random_inputs(p, 8);
+  for (const std::string name : {"zeta", "zeta_topk", "cauchy_topk", "cauchy_dense"})
+    for (const bool history : {false, true}) {
+      Settings settings{{"history", history}};
+      if (name != "cauchy_dense") settings["top_k"] = Index{6};
+      const Matrix weights = weights_of(name, settings, p, in, 0);
+      const bool chunked = name.starts_with("zeta");
+      for (Index i = 0; i < p.n; ++i) {
+        const bool empty = !history && chunked && i < 7;  // chunks of ceil(100 / 16) tokens
+        CHECK(weights.row(i).sum() == Approx(empty ? 0 : 1).margin(1e-6));
+        CHECK(weights.row(i).minCoeff() >= 0);
+      }
+      const Tensor out = run_method(name, settings, p, in).out;
+      CHECK((out.head(0, 0).row(3).norm() == 0) == (!history && chunked));
+    }
+}
+
+TEST_CASE("a wide kernel averages, a narrow one picks the key that equals the query",
+          "[methods][zeta]") {
+  alignas(64) float x[32] = {0.1f, 3.0f, 1.0f, 0.7f, 2.0f}, w[32];
+  ZetaKernel{Similarity::cauchy, 1e6f}.weights(x, 5, w);
+  for (int j = 0; j < 5; ++j) CHECK(w[j] == Approx(0.2f).epsilon(1e-4));
+  const Problem p = problem(60, false);
+  QKV in = random_inputs(p, 9);
+  in.k.head(0, 0).row(17) = in.q.head(0, 0).row(40);
+  const Tensor out =
+      run_method("zeta", {{"gamma", 1e-3}, {"top_k", Index{4}}, {"history", false}}, p, in).out;
+  CHECK((out.head(0, 0).row(40) - in.v.head(0, 0).row(17)).norm() <= 1e-2);
+}
+
+TEST_CASE("bidirectional zeta follows a permutation of the tokens, and shifts with the values",
+          "[methods][zeta]") {
+  const Problem p = problem(90, false);
+  const QKV in = random_inputs(p, 10);
+  const Settings settings{{"top_k", Index{7}}, {"bits", Index{20}}};
+  const Tensor before = run_method("zeta", settings, p, in).out;
+  QKV moved = in, shifted = in;
+  const auto to = [](Index i) { return (37 * i + 11) % 90; };
+  for (Index h = 0; h < 2; ++h)
+    for (Index i = 0; i < p.n; ++i) {
+      moved.q.head(0, h).row(to(i)) = in.q.head(0, h).row(i);
+      moved.k.head(0, h).row(to(i)) = in.k.head(0, h).row(i);
+      moved.v.head(0, h).row(to(i)) = in.v.head(0, h).row(i);
+    }
+  for (Index e = 0; e < shifted.v.size(); ++e) shifted.v.data()[e] += 2;
+  const Tensor after = run_method("zeta", settings, p, moved).out;
+  const Tensor higher = run_method("zeta", settings, p, shifted).out;
+  for (Index h = 0; h < 2; ++h)
+    for (Index i = 0; i < p.n; ++i) {
+      CHECK((after.head(0, h).row(to(i)) - before.head(0, h).row(i)).norm() <= 1e-5);
+      CHECK((higher.head(0, h).row(i).array() - before.head(0, h).row(i).array() - 2)
+                .abs()
+                .maxCoeff() <= 1e-5);
+    }
+}
+
+TEST_CASE("the gradient of theta equals the reference's and central differences",
+          "[methods][zeta]") {
+  for (const std::string kind : {"cauchy", "neg_euclid", "inverse_euclid", "dot"})
+    for (const bool local : {false, true}) {
+      const Problem p = problem(60, true);
+      const QKV in = random_inputs(p, 11);
+      const Settings settings{{"top_k", Index{5}},
+                              {"chunk", Index{8}},
+                              {"similarity", kind},
+                              {"gamma", 0.6},
+                              {"local", local}};
+      Tensor dout(p.batch, p.heads, p.n, p.d_v), out = dout;
+      fill_normal(12, dout.data(), dout.size());
+      const auto method = make_method("zeta", settings);
+      Env env;
+      env.gradients = true;
+      method->prepare(p, env);
+      const auto saved = method->make_saved();
+      Tensor dq(in.q.shape()), dk(in.k.shape()), dv(in.v.shape());
+      method->forward(in.inputs(), out, saved.get());
+      method->backward(in.inputs(), out, dout, *saved, {dq, dk, dv, {}});
+      const double got = static_cast<double>(method->parameters().front()->grad[0]);
+      const auto loss = [&](double theta, reference::ZetaGradient* gradient) {
+        auto rule = reference::ZetaRule::from("zeta", resolved("zeta", settings));
+        rule.gamma = 1 / (1 + std::exp(-theta));
+        const TensorD d = cast<double>(dout);
+        const TensorD o = reference::zeta_attention(rule, double_call(p, in), &d, gradient);
+        double sum = 0;
+        for (Index e = 0; e < o.size(); ++e) sum += o.data()[e] * d.data()[e];
+        return sum;
+      };
+      reference::ZetaGradient gradient;
+      const double theta = std::log(0.6 / 0.4);
+      loss(theta, &gradient);
+      INFO(kind);
+      CHECK(got == Approx(gradient.dtheta).epsilon(1e-4).margin(1e-5));
+      const double difference = (loss(theta + 1e-4, nullptr) - loss(theta - 1e-4, nullptr)) / 2e-4;
+      CHECK(gradient.dtheta == Approx(difference).epsilon(1e-5).margin(1e-6));
+    }
+}
+
+TEST_CASE("decoding chooses the same keys as the parallel form, to the bit", "[methods][zeta]") {
+  for (const Settings& settings :
+       {Settings{}, Settings{{"top_k", Index{8}}, {"chunk", Index{16}}},
+        Settings{{"top_k", Index{6}}, {"chunk", Index{50}}, {"history", false}},
+        Settings{{"top_k", Index{8}}, {"chunk", Index{1}}, {"d_key", Index{8}}}}) {
+    const Problem p = problem(700, true, 12);
+    const QKV in = random_inputs(p, 13);
+    const auto chosen = chosen_keys("zeta", settings, p, in);
+    const TensorD want = cast<double>(run_method("zeta", settings, p, in).out);
+    const auto decoder =
+        make_method("zeta", settings)
+            ->make_decoder({.batch = 1, .heads = 2, .capacity = p.n, .d_k = p.d_k, .d_v = p.d_v});
+    Tensor got(want.shape());
+    std::vector<float> q(24), k(24), v(10), out(10);
+    for (Index t = 0; t < p.n; ++t) {
+      for (Index h = 0; h < 2; ++h) {
+        std::copy_n(in.q.head(0, h).row(t).data(), 12, q.data() + 12 * h);
+        std::copy_n(in.k.head(0, h).row(t).data(), 12, k.data() + 12 * h);
+        std::copy_n(in.v.head(0, h).row(t).data(), 5, v.data() + 5 * h);
+      }
+      decoder->step({q.data(), k.data(), v.data()}, out.data());
+      for (Index h = 0; h < 2; ++h) {
+        Set keys;
+        for (const VisibleKey& key : decoder->visible(0, h)) keys.insert(key.position);
+        CHECK(keys == chosen[static_cast<std::size_t>(h)][static_cast<std::size_t>(t)]);
+        std::copy_n(out.data() + 5 * h, 5, got.head(0, h).row(t).data());
+      }
+    }
+    CHECK(relative_error(got, want) <= 1e-5);
+  }
+}
+
+TEST_CASE("recall rises with the window to one, and no choice is nearer than the exact one",
+          "[methods][zeta]") {
+  const Problem p = problem(400, true);
+  const QKV in = random_inputs(p, 14);
+  const Settings common{{"top_k", Index{8}}, {"chunk", Index{40}}};
+  const auto exact = chosen_keys("zeta_topk", common, p, in);
+  double last = 0;
+  for (const Index factor : {1, 2, 4, 8, 50}) {
+    const auto found = chosen_keys("zeta", with(common, {{"window_factor", factor}}), p, in);
+    double hits = 0, all = 0;
+    for (std::size_t h = 0; h < 2; ++h)
+      for (std::size_t i = 0; i < 400; ++i)
+        for (const Index j : exact[h][i]) hits += found[h][i].contains(j) ? 1 : 0, ++all;
+    CHECK(hits / all > last);
+    last = hits / all;
+    CHECK(mean_distance(p, in, exact) <= mean_distance(p, in, found) + 1e-9);
+  }
+  CHECK(last == 1);
+}
+
+namespace {
+
+// Share of the 64 exact nearest neighbours among `window` others around a point in Z-order, over
+// 256 of n points; uniform in [-1, 1], or Gaussian times 1/4 in the quantiser's range.
+double neighbour_recall(Index n, Index dims, Index window, bool gaussian, Seed seed) {
+  Random random(seed);
+  const int bits = engine::default_morton_bits(dims);
+  std::vector<double> x;
+  for (Index e = 0; e < n * dims; ++e)
+    x.push_back(gaussian ? 0.25 * random.normal() : random.uniform(-1, 1));
+  std::vector<engine::CodeAt> items(static_cast<std::size_t>(n)), other = items;
+  for (Index i = 0; i < n; ++i) {
+    std::uint64_t u[32];
+    for (Index c = 0; c < dims; ++c)
+      u[c] = engine::quantized(x[static_cast<std::size_t>(i * dims + c)], bits);
+    items[static_cast<std::size_t>(i)] = {engine::morton_code(u, dims, bits),
+                                          static_cast<std::int32_t>(i)};
+  }
+  engine::sort_by_code(items.data(), other.data(), n, bits * static_cast<int>(dims));
+  double found = 0;
+  for (Index point = 0; point < 256; ++point) {
+    const Index place = point * n / 256, i = items[static_cast<std::size_t>(place)].position;
+    std::vector<std::pair<double, Index>> ranked;
+    for (Index j = 0; j < n; ++j) {
+      double sum = 0;
+      for (Index c = 0; c < dims; ++c)
+        sum += std::pow(
+            x[static_cast<std::size_t>(i * dims + c)] - x[static_cast<std::size_t>(j * dims + c)],
+            2);
+      if (j != i) ranked.emplace_back(sum, j);
+    }
+    std::nth_element(ranked.begin(), ranked.begin() + 63, ranked.end());
+    Set nearest;
+    for (std::size_t e = 0; e < 64; ++e) nearest.insert(ranked[e].second);
+    const Index first = std::clamp<Index>(place - window / 2, 0, n - window - 1);
+    for (Index e = first; e <= first + window; ++e)
+      found += nearest.contains(items[static_cast<std::size_t>(e)].position) ? 1 : 0;
+  }
+  return found / (256 * 64);
+}
+
+}  // namespace
+
+TEST_CASE("Z-order keeps neighbours as the locality table says", "[methods][zeta]") {
+  struct Row {
+    bool gaussian;
+    Index dims;
+    double want[4];  // n = 512 and 2048, windows of 64 and 128
+  };
+  const Row table[] = {{true, 1, {.93, 1.00, .93, 1.00}}, {true, 2, {.58, .75, .51, .65}},
+                       {true, 3, {.47, .65, .40, .53}},   {true, 8, {.26, .43, .17, .25}},
+                       {true, 32, {.18, .32, .07, .12}},  {false, 1, {.96, 1.00, .95, 1.00}},
+                       {false, 2, {.62, .84, .55, .74}},  {false, 3, {.55, .73, .45, .59}},
+                       {false, 8, {.30, .46, .24, .32}},  {false, 32, {.20, .34, .09, .14}}};
+  for (const Row& row : table)
+    for (int e = 0; e < 4; ++e) {
+      const Index n = e < 2 ? 512 : 2048, window = e % 2 == 0 ? 64 : 128;
+      double mean = 0;
+      for (Seed seed = 0; seed < 4; ++seed)
+        mean += neighbour_recall(n, row.dims, window, row.gaussian, seed) / 4;
+      INFO(fmt::format("{} d={} n={} window={}: {:.3f}, table {:.2f}",
+                       row.gaussian ? "gaussian" : "uniform", row.dims, n, window, mean,
+                       row.want[e]));
+      CHECK(std::fabs(mean - row.want[e]) <= 0.04);
+    }
+}
