@@ -13,14 +13,15 @@ from .units import length_text
 
 NAME = "budget"
 MIN_BUDGETS = 3
+PLAIN = (summary.BASELINE, "dense_naive")  # black and grey everywhere
 
 
 def curve_name(series, alone):
     """'recover 16' -> 'recover'; a curve of one setting keeps its name."""
     if alone:
         return series
-    name = re.sub(r"[=\s]*\d+(\.\d+)?", "", series)
-    return re.sub(r"\s+", " ", name).strip(" ,;:") or series
+    name = re.sub(r"[=\s_-]*\d+(\.\d+)?", "", series)
+    return re.sub(r"\s+", " ", name).strip(" ,;:-_") or series
 
 
 def common_length(view):
@@ -75,7 +76,7 @@ def looks(points, view, context):
     first = points.sort_values("series", key=lambda column: column.map(context.order.index))
     made = pd.DataFrame({
         "series": first["curve"].to_numpy(),
-        "method": [one if rows.loc[series, "method"] != summary.BASELINE else summary.BASELINE
+        "method": [rows.loc[series, "method"] if rows.loc[series, "method"] in PLAIN else one
                    for one, series in zip(first["curve"], first["series"])],
         "oracle": [rows.loc[series, "oracle"] for series in first["series"]]})
     order = list(dict.fromkeys(made["series"]))
