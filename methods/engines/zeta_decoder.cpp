@@ -200,7 +200,9 @@ class ZetaDecoder final : public Decoder {
     if (options_.candidates == Kind::pool) candidates.count = start;
     if (options_.candidates == Kind::past) candidates.count = t + 1;
     if (options_.candidates == Kind::none) candidates.count = 0;
-    const Index chosen = candidates.count == 0 ? 0 : choose(options_, point, candidates, work);
+    const Index chosen = candidates.count == 0 ? 0
+                                               : choose(options_, point, candidates, work,
+                                                        work.index.data(), work.x.data());
     Index all = chosen;
     if (options_.range_size(config_.capacity, true) > 0)
       for (Index j = options_.candidates == Kind::none ? 0 : start; j <= t; ++j)
