@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "harness/core/parallel.h"
 #include "methods/engines/band.h"
@@ -512,6 +513,57 @@ Index ZetaAttention::choose_for(const Inputs& in, Index bh, Index i, Work& work)
   if (candidates.count == 0) return 0;
   return choose(options_, heads_.q.data() + (bh * problem_.n + i) * width, candidates, work,
                 work.index.data(), work.x.data());
+}
+
+// Allocates; O(sample n_kv d_key).
+ZetaAttention::Recall ZetaAttention::recall() const {
+  using Kind = ZetaOptions::Candidates;
+  constexpr Index kSample = 64;
+  if (options_.candidates == Kind::none) return {};
+  const Index n = problem_.n, n_kv = problem_.n_kv, d_key = options_.points.d_key;
+  const Index width = ZetaPoints::width(d_key), size = options_.chunk_size(n_kv);
+  const bool searched = options_.candidates == Kind::z_order;
+  Work work;
+  layout(work, options_, problem_, false,
+         [](auto& array, Index count) { array = std::remove_reference_t<decltype(array)>(count); });
+  double hits[2] = {}, all[2] = {};
+  for (Index s = 0; s < std::min(n, kSample); ++s) {
+    const Index bh = s % (problem_.batch * problem_.heads), row = s * n / std::min(n, kSample);
+    const Index i = searched ? heads_.q_order[bh * n + row] : row;
+    const Index start = problem_.causal ? (i + problem_.causal_offset()) / size * size : n_kv;
+    const float* const q = heads_.q.data() + (bh * n + i) * width;
+    Index place = 0;
+    const Candidates candidates =
+        candidates_of(i, searched ? heads_.q_code[bh * n + row] : 0,
+                      prefix(bh, searched ? start : n_kv, true, work), &place);
+    const Index chosen = candidates.count == 0 ? 0
+                                               : choose(options_, q, candidates, work,
+                                                        work.index.data(), work.x.data());
+    const auto distance = [&](Index j) {
+      double sum = 0;
+      for (Index c = 0; c < d_key; ++c)
+        sum += std::pow(
+            static_cast<double>(q[c]) - static_cast<double>(heads_.k[(bh * n_kv + j) * width + c]),
+            2);
+      return sum;
+    };
+    for (const int whole : {0, 1}) {
+      std::vector<double> exact;
+      for (Index e = 0; e < heads_.real[bh]; ++e) {
+        const Index j = heads_.position[bh * n_kv + e];
+        if (j < (whole != 0 ? problem_.visible(i) : start)) exact.push_back(distance(j));
+      }
+      const auto wanted = std::min(options_.top_k, static_cast<Index>(exact.size()));
+      if (wanted == 0) continue;
+      std::nth_element(exact.begin(), exact.begin() + wanted - 1, exact.end());
+      const double border = exact[static_cast<std::size_t>(wanted - 1)];
+      Index found = 0;
+      for (Index e = 0; e < chosen; ++e) found += distance(work.index[e]) <= border ? 1 : 0;
+      hits[whole] += static_cast<double>(std::min(found, wanted));
+      all[whole] += static_cast<double>(wanted);
+    }
+  }
+  return {all[0] > 0 ? hits[0] / all[0] : 1, all[1] > 0 ? hits[1] / all[1] : 1};
 }
 
 double ZetaAttention::flops(const Problem& p, const ZetaOptions& o, Pass pass) {

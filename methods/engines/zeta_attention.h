@@ -111,12 +111,12 @@ class ZetaAttention {
   void rows(const Inputs& in, const float* theta, Index bh, std::span<const Index> rows,
             Eigen::Ref<Matrix> weights);
 
-  // Of the last forward, on a sample of queries: which share of the exact top_k nearest keys of
-  // the pool, and of all keys that the query may see, was chosen.
+  // Of the last forward, on a sample of queries: which share of the top_k nearest keys of the pool,
+  // and of all keys that the query may see, was chosen.
   struct Recall {
-    double pool = 0, past = 0;
+    double pool = 1, past = 1;
   };
-  Recall recall(const Inputs& in);
+  Recall recall() const;
 
   static double work_bytes(const Problem& p, const ZetaOptions& o, bool gradients);
   static double flops(const Problem& p, const ZetaOptions& o, Pass pass);
