@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "harness/core/parallel.h"
 #include "methods/engines/band.h"
@@ -50,20 +51,21 @@ void kernel_arguments(const ZetaKernel& kernel, const float* q, Index width, con
   }
 }
 
-Index choose(const ZetaOptions& o, const float* q, const Candidates& candidates, Work& work) {
+Index choose(const ZetaOptions& o, const float* q, const Candidates& candidates, Work& work,
+             std::int32_t* index, float* x) {
   const Index count = candidates.count;
   float* const distance = work.distance.data();
   squared_distances(q, o.points.d_key, candidates.points, candidates.first, count, distance);
   const std::int32_t* const position = candidates.position + candidates.first;
   if (count <= o.top_k) {
-    std::copy_n(position, count, work.index.data());
-    std::copy_n(distance, count, work.x.data());
+    std::copy_n(position, count, index);
+    std::copy_n(distance, count, x);
     return count;
   }
   choose_nearest(distance, position, count, o.top_k, &work.hint, work.chosen.data());
   for (Index e = 0; e < o.top_k; ++e) {
-    work.index[e] = position[work.chosen[e]];
-    work.x[e] = distance[work.chosen[e]];
+    index[e] = position[work.chosen[e]];
+    x[e] = distance[work.chosen[e]];
   }
   return o.top_k;
 }
@@ -85,6 +87,7 @@ void ZetaAttention::prepare(const Problem& problem, const ZetaOptions& options, 
   problem_ = problem;
   options_ = options;
   gradients_ = env.gradients;
+  values_ahead_ = problem.n_kv * problem.d_v * 4 > kNearCache;
   points_.prepare(options.points, problem.d_k, env.seed);
   layout(heads_, options, problem, gradients_,
          [](auto& array, Index count) { array = std::remove_reference_t<decltype(array)>(count); });
@@ -327,8 +330,8 @@ Candidates ZetaAttention::prefix(Index bh, Index limit, bool fresh, Work& work) 
 }
 
 // Of one query: `base` are the keys before its chunk where they are sorted, else all.
-Candidates ZetaAttention::candidates_of(Index bh, Index i, std::uint64_t code,
-                                        const Candidates& base, Index* place) const {
+Candidates ZetaAttention::candidates_of(Index i, std::uint64_t code, const Candidates& base,
+                                        Index* place) const {
   using Kind = ZetaOptions::Candidates;
   if (options_.candidates == Kind::z_order) return window_at(options_, base, code, place);
   if (options_.candidates == Kind::none) return {};
@@ -339,11 +342,11 @@ Candidates ZetaAttention::candidates_of(Index bh, Index i, std::uint64_t code,
                           : (i + problem_.causal_offset()) / size * size;
   Candidates some = base;
   some.count = std::lower_bound(base.position, base.position + base.count, limit) - base.position;
-  (void)bh;
   return some;
 }
 
-Index ZetaAttention::add_range(const Inputs& in, Index bh, Index i, Index list, Work& work) const {
+Index ZetaAttention::add_range(const Inputs& in, Index bh, Index i, Index list,
+                               std::int32_t* index) const {
   if (options_.range_size(problem_.n_kv, problem_.causal) == 0) return list;
   const auto real = keys_of_batch(in, bh / problem_.heads);
   const Index size = options_.chunk_size(problem_.n_kv);
@@ -352,26 +355,77 @@ Index ZetaAttention::add_range(const Inputs& in, Index bh, Index i, Index list, 
                 : (i + problem_.causal_offset()) / size * size;
   for (; j < problem_.visible(i); ++j)
     if (real.empty() || real[static_cast<std::size_t>(j)] != 0)
-      work.index[list++] = static_cast<std::int32_t>(j);
+      index[list++] = static_cast<std::int32_t>(j);
   return list;
 }
 
+// What the query that is processed as `row` attends to; its values are asked for.
+ZetaAttention::Query ZetaAttention::select(const Inputs& in, Index bh, Index row,
+                                           const Candidates& base, const ZetaKernel& kernel,
+                                           Index* place, int turn, Work& work) const {
+  const Index n = problem_.n, width = ZetaPoints::width(options_.points.d_key);
+  const bool searched = options_.candidates == ZetaOptions::Candidates::z_order;
+  Query query{.row = row, .i = searched ? heads_.q_order[bh * n + row] : row};
+  query.index = work.index.data() + turn * work.index.size() / 2;
+  query.x = work.x.data() + turn * work.x.size() / 2;
+  const float* const q = heads_.q.data() + (bh * n + query.i) * width;
+  const Candidates candidates =
+      candidates_of(query.i, searched ? heads_.q_code[bh * n + row] : 0, base, place);
+  if (candidates.count > 0)
+    query.chosen = choose(options_, q, candidates, work, query.index, query.x);
+  query.count = add_range(in, bh, query.i, query.chosen, query.index);
+  if (values_ahead_) {
+    const float* const v = in.v.head(bh).data();
+    for (Index e = 0; e < query.chosen; ++e)
+      for (Index c = 0; c < problem_.d_v; c += kAlignment / sizeof(float))
+        __builtin_prefetch(v + static_cast<Index>(query.index[e]) * problem_.d_v + c);
+  }
+  const Index known = kernel.of_product() ? 0 : query.chosen;
+  kernel_arguments(kernel, q, width, heads_.k.data() + bh * problem_.n_kv * width,
+                   query.index + known, query.count - known, query.x + known);
+  query.mean = options_.history && heads_.mean_count[bh * n + query.i] > 0;
+  const std::int32_t own = 0;
+  if (query.mean)
+    kernel_arguments(kernel, q, width, heads_.mean_k.data() + (bh * n + query.i) * width, &own, 1,
+                     query.x + query.count);
+  return query;
+}
+
+void ZetaAttention::gather(const Inputs& in, Index bh, const Query& query, const ZetaKernel& kernel,
+                           TensorView out, ZetaSaved* saved, Work& work) const {
+  const Index d_v = problem_.d_v;
+  float* const o = out.head(bh).data() + query.i * d_v;
+  const Index all = query.count + (query.mean ? 1 : 0);
+  if (all > 0) kernel.weights(query.x, all, work.weight.data());
+  if (query.mean) {  // the row holds the mean of the values
+    for (Index c = 0; c < d_v; ++c) o[c] *= work.weight[query.count];
+  } else {
+    std::fill_n(o, d_v, 0.0f);
+  }
+  add_weighted_rows(work.weight.data(),
+                    GatheredRows<std::int32_t>{in.v.head(bh).data(), d_v, query.index}, query.count,
+                    d_v, o);
+  if (saved == nullptr) return;
+  const Index at = bh * problem_.n + query.row, list = options_.list_size(problem_.n_kv);
+  saved->query[at] = static_cast<std::int32_t>(query.i);
+  saved->count[at] = static_cast<std::int32_t>(query.chosen);
+  std::copy_n(query.index, query.chosen, saved->keys.data() + at * list);
+}
+
 // Outputs of the queries that are processed as rows [first, last): later chunks first, so that the
-// sorted keys only have to lose some.
+// sorted keys only have to lose some. While values are on their way, the next query is chosen for.
 void ZetaAttention::attend_rows(const Inputs& in, Index bh, Index first, Index last,
                                 const float* theta, TensorView out, ZetaSaved* saved, Work& work) {
-  const Index n = problem_.n, d_v = problem_.d_v, width = ZetaPoints::width(options_.points.d_key);
-  const bool searched = options_.candidates == ZetaOptions::Candidates::z_order;
-  const bool chunked = searched && problem_.causal;
+  const bool chunked = options_.candidates == ZetaOptions::Candidates::z_order && problem_.causal;
   const Index offset = problem_.causal ? problem_.causal_offset() : 0;
-  const Index size = options_.chunk_size(problem_.n_kv), list = options_.list_size(problem_.n_kv);
+  const Index size = options_.chunk_size(problem_.n_kv);
   const ZetaKernel kernel = this->kernel(theta, bh);
-  const GatheredRows<std::int32_t> values{in.v.head(bh).data(), d_v, work.index.data()};
-  const float* const keys = heads_.k.data() + bh * problem_.n_kv * width;
   Candidates base;
   if (!chunked && options_.candidates != ZetaOptions::Candidates::none)
     base = prefix(bh, problem_.n_kv, true, work);
-  bool fresh = true;
+  Query ready;
+  bool fresh = true, waits = false;
+  int turn = 0;
   for (Index end = last; end > first;) {
     const Index chunk = (end - 1 + offset) / size;
     const Index begin = chunked ? std::max(first, chunk * size - offset) : first;
@@ -379,37 +433,13 @@ void ZetaAttention::attend_rows(const Inputs& in, Index bh, Index first, Index l
     fresh = false;
     Index place = 0;
     for (Index row = begin; row < end; ++row) {
-      const Index i = searched ? heads_.q_order[bh * n + row] : row;
-      const float* const q = heads_.q.data() + (bh * n + i) * width;
-      const Candidates candidates =
-          candidates_of(bh, i, searched ? heads_.q_code[bh * n + row] : 0, base, &place);
-      const Index chosen = candidates.count == 0 ? 0 : choose(options_, q, candidates, work);
-      const Index count = add_range(in, bh, i, chosen, work);
-      const Index known = kernel.of_product() ? 0 : chosen;
-      kernel_arguments(kernel, q, width, keys, work.index.data() + known, count - known,
-                       work.x.data() + known);
-      float* const o = out.head(bh).data() + i * d_v;
-      const bool mean = options_.history && heads_.mean_count[bh * n + i] > 0;
-      const std::int32_t own = 0;
-      if (mean)
-        kernel_arguments(kernel, q, width, heads_.mean_k.data() + (bh * n + i) * width, &own, 1,
-                         work.x.data() + count);
-      if (count + (mean ? 1 : 0) > 0)
-        kernel.weights(work.x.data(), count + (mean ? 1 : 0), work.weight.data());
-      if (mean) {
-        for (Index c = 0; c < d_v; ++c) o[c] *= work.weight[count];
-      } else {
-        std::fill_n(o, d_v, 0.0f);
-      }
-      add_weighted_rows(work.weight.data(), values, count, d_v, o);
-      if (saved == nullptr) continue;
-      const Index at = bh * n + row;
-      saved->query[at] = static_cast<std::int32_t>(i);
-      saved->count[at] = static_cast<std::int32_t>(chosen);
-      std::copy_n(work.index.data(), chosen, saved->keys.data() + at * list);
+      const Query next = select(in, bh, row, base, kernel, &place, turn, work);
+      if (waits) gather(in, bh, ready, kernel, out, saved, work);
+      ready = next, waits = true, turn = 1 - turn;
     }
     end = begin;
   }
+  if (waits) gather(in, bh, ready, kernel, out, saved, work);
 }
 
 void ZetaAttention::forward(const Inputs& in, const float* theta, TensorView out,
@@ -449,7 +479,7 @@ void ZetaAttention::rows(const Inputs& in, const float* theta, Index bh,
     const Index i = rows[r];
     const float* const q = heads_.q.data() + (bh * n + i) * width;
     const Index chosen = choose_for(in, bh, i, work);
-    const Index count = add_range(in, bh, i, chosen, work);
+    const Index count = add_range(in, bh, i, chosen, work.index.data());
     kernel_arguments(kernel, q, width, heads_.k.data() + bh * problem_.n_kv * width,
                      work.index.data(), count, work.x.data());
     const bool mean = options_.history && heads_.mean_count[bh * n + i] > 0;
@@ -479,9 +509,61 @@ Index ZetaAttention::choose_for(const Inputs& in, Index bh, Index i, Work& work)
   std::uint64_t code = 0;
   points_.map(in.q.head(bh).data() + i * problem_.d_k, 1, point, &code);
   Index place = 0;
-  const Candidates candidates = candidates_of(bh, i, code, prefix(bh, limit, true, work), &place);
+  const Candidates candidates = candidates_of(i, code, prefix(bh, limit, true, work), &place);
   if (candidates.count == 0) return 0;
-  return choose(options_, heads_.q.data() + (bh * problem_.n + i) * width, candidates, work);
+  return choose(options_, heads_.q.data() + (bh * problem_.n + i) * width, candidates, work,
+                work.index.data(), work.x.data());
+}
+
+// Allocates; O(sample n_kv d_key).
+ZetaAttention::Recall ZetaAttention::recall() const {
+  using Kind = ZetaOptions::Candidates;
+  constexpr Index kSample = 64;
+  if (options_.candidates == Kind::none) return {};
+  const Index n = problem_.n, n_kv = problem_.n_kv, d_key = options_.points.d_key;
+  const Index width = ZetaPoints::width(d_key), size = options_.chunk_size(n_kv);
+  const bool searched = options_.candidates == Kind::z_order;
+  Work work;
+  layout(work, options_, problem_, false,
+         [](auto& array, Index count) { array = std::remove_reference_t<decltype(array)>(count); });
+  double hits[2] = {}, all[2] = {};
+  for (Index s = 0; s < std::min(n, kSample); ++s) {
+    const Index bh = s % (problem_.batch * problem_.heads), row = s * n / std::min(n, kSample);
+    const Index i = searched ? heads_.q_order[bh * n + row] : row;
+    const Index start = problem_.causal ? (i + problem_.causal_offset()) / size * size : n_kv;
+    const float* const q = heads_.q.data() + (bh * n + i) * width;
+    Index place = 0;
+    const Candidates candidates =
+        candidates_of(i, searched ? heads_.q_code[bh * n + row] : 0,
+                      prefix(bh, searched ? start : n_kv, true, work), &place);
+    const Index chosen = candidates.count == 0 ? 0
+                                               : choose(options_, q, candidates, work,
+                                                        work.index.data(), work.x.data());
+    const auto distance = [&](Index j) {
+      double sum = 0;
+      for (Index c = 0; c < d_key; ++c)
+        sum += std::pow(
+            static_cast<double>(q[c]) - static_cast<double>(heads_.k[(bh * n_kv + j) * width + c]),
+            2);
+      return sum;
+    };
+    for (const int whole : {0, 1}) {
+      std::vector<double> exact;
+      for (Index e = 0; e < heads_.real[bh]; ++e) {
+        const Index j = heads_.position[bh * n_kv + e];
+        if (j < (whole != 0 ? problem_.visible(i) : start)) exact.push_back(distance(j));
+      }
+      const auto wanted = std::min(options_.top_k, static_cast<Index>(exact.size()));
+      if (wanted == 0) continue;
+      std::nth_element(exact.begin(), exact.begin() + wanted - 1, exact.end());
+      const double border = exact[static_cast<std::size_t>(wanted - 1)];
+      Index found = 0;
+      for (Index e = 0; e < chosen; ++e) found += distance(work.index[e]) <= border ? 1 : 0;
+      hits[whole] += static_cast<double>(std::min(found, wanted));
+      all[whole] += static_cast<double>(wanted);
+    }
+  }
+  return {all[0] > 0 ? hits[0] / all[0] : 1, all[1] > 0 ? hits[1] / all[1] : 1};
 }
 
 double ZetaAttention::flops(const Problem& p, const ZetaOptions& o, Pass pass) {

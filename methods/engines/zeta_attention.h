@@ -69,26 +69,28 @@ struct Candidates {
 
 // Work space of one thread: the sorted keys of a prefix, and what one query attends to.
 struct Work {
-  AlignedArray<engine::CodeAt> sort;     // two of the longer of n and n_kv
-  AlignedArray<std::uint64_t> code;      // [n_kv]
-  AlignedArray<std::int32_t> position;   // [n_kv]
-  AlignedArray<std::int32_t> kept;       // [n_kv]
-  AlignedArray<float> coordinate;        // [d_key, n_kv + kLanes]
-  AlignedArray<float> distance;          // [window]
-  AlignedArray<std::int32_t> chosen;     // [window + 1]
-  AlignedArray<std::int32_t> index;      // [attended] positions
-  AlignedArray<float> x, weight, slope;  // [attended]: argument of the kernel, weight, gradient
-  AlignedArray<float> value_dot;         // [attended]
-  AlignedArray<double> running;          // [d_v + width] sums of history
-  Index filtered = 0;                    // keys in code, position and coordinate
-  float hint = 0;                        // of choose_nearest
+  AlignedArray<engine::CodeAt> sort;    // two of the longer of n and n_kv
+  AlignedArray<std::uint64_t> code;     // [n_kv]
+  AlignedArray<std::int32_t> position;  // [n_kv]
+  AlignedArray<std::int32_t> kept;      // [n_kv]
+  AlignedArray<float> coordinate;       // [d_key, n_kv + kLanes]
+  AlignedArray<float> distance;         // [window]
+  AlignedArray<std::int32_t> chosen;    // [window + 1]
+  AlignedArray<std::int32_t> index;     // [2 attended] positions; forward has two in hand
+  AlignedArray<float> x;                // [2 attended] argument of the kernel
+  AlignedArray<float> weight, slope;    // [attended] weight, gradient of x
+  AlignedArray<float> value_dot;        // [attended]
+  AlignedArray<double> running;         // [d_v + width] sums of history
+  Index filtered = 0;                   // keys in code, position and coordinate
+  float hint = 0;                       // of choose_nearest
 };
 
 // q_i against rows [*, width] of points: distances or products, by kind of kernel.
 void kernel_arguments(const ZetaKernel& kernel, const float* q, Index width, const float* rows,
                       const std::int32_t* index, Index count, float* x);
-// The top_k nearest candidates go to work.index, their distances to work.x; returns how many.
-Index choose(const ZetaOptions& o, const float* q, const Candidates& candidates, Work& work);
+// The top_k nearest candidates go to index, their distances to x; returns how many.
+Index choose(const ZetaOptions& o, const float* q, const Candidates& candidates, Work& work,
+             std::int32_t* index, float* x);
 // The window around the place of `code` in sorted candidates; *place carries on from smaller codes.
 Candidates window_at(const ZetaOptions& o, const Candidates& sorted, std::uint64_t code,
                      Index* place);
@@ -109,12 +111,12 @@ class ZetaAttention {
   void rows(const Inputs& in, const float* theta, Index bh, std::span<const Index> rows,
             Eigen::Ref<Matrix> weights);
 
-  // Of the last forward, on a sample of queries: which share of the exact top_k nearest keys of
-  // the pool, and of all keys that the query may see, was chosen.
+  // Of the last forward, on a sample of queries: which share of the top_k nearest keys of the pool,
+  // and of all keys that the query may see, was chosen.
   struct Recall {
-    double pool = 0, past = 0;
+    double pool = 1, past = 1;
   };
-  Recall recall(const Inputs& in);
+  Recall recall() const;
 
   static double work_bytes(const Problem& p, const ZetaOptions& o, bool gradients);
   static double flops(const Problem& p, const ZetaOptions& o, Pass pass);
@@ -165,13 +167,24 @@ class ZetaAttention {
                zeta_detail::Work& work);
   void prepare_call(const Inputs& in, TensorView mean_v, ConstTensorView dout);
   zeta_detail::Candidates prefix(Index bh, Index limit, bool fresh, zeta_detail::Work& work) const;
-  zeta_detail::Candidates candidates_of(Index bh, Index i, std::uint64_t code,
+  zeta_detail::Candidates candidates_of(Index i, std::uint64_t code,
                                         const zeta_detail::Candidates& base, Index* place) const;
   Index choose_for(const Inputs& in, Index bh, Index i, zeta_detail::Work& work);
   void attend_rows(const Inputs& in, Index bh, Index first, Index last, const float* theta,
                    TensorView out, ZetaSaved* saved, zeta_detail::Work& work);
   // The keys that need no choice go behind the `list` chosen ones; returns how many there are now.
-  Index add_range(const Inputs& in, Index bh, Index i, Index list, zeta_detail::Work& work) const;
+  Index add_range(const Inputs& in, Index bh, Index i, Index list, std::int32_t* index) const;
+  // A query that is ready for its values.
+  struct Query {
+    Index row = 0, i = 0, chosen = 0, count = 0;
+    bool mean = false;
+    std::int32_t* index = nullptr;
+    float* x = nullptr;
+  };
+  Query select(const Inputs& in, Index bh, Index row, const zeta_detail::Candidates& base,
+               const ZetaKernel& kernel, Index* place, int turn, zeta_detail::Work& work) const;
+  void gather(const Inputs& in, Index bh, const Query& query, const ZetaKernel& kernel,
+              TensorView out, ZetaSaved* saved, zeta_detail::Work& work) const;
   Differentiated differentiate(const Inputs& in, Index bh, Index row, const ZetaKernel& kernel,
                                ConstTensorView dout, const ZetaSaved& saved,
                                zeta_detail::Work& work);
@@ -189,6 +202,7 @@ class ZetaAttention {
   Problem problem_;
   ZetaOptions options_;
   bool gradients_ = false;
+  bool values_ahead_ = false;  // the values of a head do not stay in the nearest caches
   ZetaPoints points_;
   Heads heads_;
   std::vector<zeta_detail::Work> work_;  // per thread

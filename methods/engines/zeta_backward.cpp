@@ -38,7 +38,7 @@ ZetaAttention::Differentiated ZetaAttention::differentiate(const Inputs& in, Ind
   const Index list = options_.list_size(problem_.n_kv), at = bh * n + row;
   const Index i = saved.query[at], place = bh * n + i;
   std::copy_n(saved.keys.data() + at * list, saved.count[at], work.index.data());
-  const Index count = add_range(in, bh, i, saved.count[at], work);
+  const Index count = add_range(in, bh, i, saved.count[at], work.index.data());
   const float* const q = heads_.q.data() + place * width;
   const float* const keys = heads_.k.data() + bh * problem_.n_kv * width;
   const float* const g = dout.head(bh).data() + i * d_v;

@@ -200,7 +200,12 @@ class ZetaDecoder final : public Decoder {
     if (options_.candidates == Kind::pool) candidates.count = start;
     if (options_.candidates == Kind::past) candidates.count = t + 1;
     if (options_.candidates == Kind::none) candidates.count = 0;
-    const Index chosen = candidates.count == 0 ? 0 : choose(options_, point, candidates, work);
+    const Index chosen = candidates.count == 0 ? 0
+                                               : choose(options_, point, candidates, work,
+                                                        work.index.data(), work.x.data());
+    for (Index e = 0; e < chosen; ++e)  // all at once: they lie anywhere in the cache
+      for (Index c = 0; c < d_v; c += kAlignment / sizeof(float))
+        __builtin_prefetch(head.values.data() + static_cast<Index>(work.index[e]) * d_v + c);
     Index all = chosen;
     if (options_.range_size(config_.capacity, true) > 0)
       for (Index j = options_.candidates == Kind::none ? 0 : start; j <= t; ++j)

@@ -6,9 +6,10 @@
 
 namespace subquad {
 
-inline constexpr Index kTokenBlock = 256;    // tokens of a block of sums; a part of every bit
-inline constexpr Index kRowBlock = 64;       // queries of a work item
-inline constexpr Index kMaxPointWidth = 64;  // of a row of points
+inline constexpr Index kTokenBlock = 256;     // tokens of a block of sums; a part of every bit
+inline constexpr Index kRowBlock = 64;        // queries of a work item
+inline constexpr Index kNearCache = 1 << 19;  // bytes; larger heads fetch their values ahead
+inline constexpr Index kMaxPointWidth = 64;   // of a row of points
 
 namespace zeta_detail {
 
@@ -65,8 +66,8 @@ void ZetaAttention::layout(zeta_detail::Work& w, const ZetaOptions& o, const Pro
   make(w.chosen, o.window(p.n_kv) + 1);
   const Index attended =
       engine::whole_vectors(o.list_size(p.n_kv) + o.range_size(p.n_kv, p.causal) + 1);
-  make(w.index, attended);
-  make(w.x, attended);
+  make(w.index, 2 * attended);
+  make(w.x, 2 * attended);
   make(w.weight, attended);
   if (gradients) {
     make(w.slope, attended);

@@ -124,6 +124,10 @@ class ZetaMethod : public Method {
         gradients ? rows * (8 + 4 * static_cast<double>(options_.list_size(p.n_kv))) : 0;
     return ZetaAttention::work_bytes(p, options_, gradients) + saved;
   }
+  std::vector<Metric> metrics() const override {
+    const ZetaAttention::Recall recall = attention_.recall();
+    return {{"pool_recall", recall.pool}, {"past_recall", recall.past}};
+  }
   double flops(const Problem& p, Pass pass) const override {
     return ZetaAttention::flops(p, options_, pass);
   }
@@ -159,6 +163,9 @@ inline MethodInfo zeta_info(MethodInfo info) {
        "the scale of the problem is not used: gamma is the width of the kernel",
        "weights are a function of distance, not of the scaled product: the error against dense "
        "softmax attention is descriptive; compare with cauchy_dense",
+       "metrics of 64 queries of the last call: pool_recall and past_recall, the share of the "
+       "top_k "
+       "nearest keys of earlier chunks, and of all visible keys, that were chosen",
        "the averaged token gives every token so far a small weight; a query that may choose no key "
        "has it alone, and without history a row of zeros"});
   return info;

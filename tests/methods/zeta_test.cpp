@@ -485,3 +485,31 @@ TEST_CASE("Z-order keeps neighbours as the locality table says", "[methods][zeta
       CHECK(std::fabs(mean - row.want[e]) <= 0.04);
     }
 }
+
+TEST_CASE("the metrics of recall agree with the chosen keys", "[methods][zeta]") {
+  const Problem p = problem(64, true);  // every query of a head is in the sample
+  QKV in = random_inputs(p, 15);
+  for (Tensor* x : {&in.q, &in.k}) x->head(0, 1) = x->head(0, 0);
+  const Settings settings{{"top_k", Index{3}}, {"chunk", Index{8}}, {"window_factor", Index{1}}};
+  const auto recall = [&](const std::string& name, const Settings& s) {
+    const auto method = make_method(name, s);
+    method->prepare(p, {});
+    Tensor out(p.batch, p.heads, p.n, p.d_v);
+    method->forward(in.inputs(), out, nullptr);
+    std::map<std::string, double> values;
+    for (const Metric& metric : method->metrics()) values[metric.name] = metric.value;
+    return values;
+  };
+  Settings exact = settings;
+  exact.erase("window_factor");
+  const auto want = chosen_keys("zeta_topk", exact, p, in);
+  const auto got = chosen_keys("zeta", settings, p, in);
+  double hits = 0, all = 0;
+  for (std::size_t i = 0; i < 64; ++i)
+    for (const Index j : want[0][i]) hits += got[0][i].contains(j) ? 1 : 0, ++all;
+  CHECK(recall("zeta", settings).at("pool_recall") == Approx(hits / all));
+  CHECK(hits / all < 1);
+  CHECK(recall("zeta_topk", exact).at("pool_recall") == 1);
+  CHECK(recall("zeta_topk", exact).at("past_recall") < 1);
+  CHECK(recall("cauchy_topk", {{"top_k", Index{3}}}).at("past_recall") == 1);
+}
