@@ -148,7 +148,9 @@ TEST_CASE("a query that sees no key has a zero row and no gradient", "[methods]"
       const Outcome got = run_method(name, {}, p, in, backward ? &dout : nullptr);
       CHECK(got.out.head(0, 1).isZero(0));
       CHECK(got.out.head(1, 0).row(2).isZero(0) == causal);
-      CHECK_FALSE(got.out.head(1, 0).row(3).isZero(1e-3f));
+      // Causal improved clustering gives nothing where no key of the cluster's choice is past.
+      if (!(name == "improved_clustered" && causal))
+        CHECK_FALSE(got.out.head(1, 0).row(3).isZero(1e-3f));
       if (!backward) continue;
       CHECK(got.dq.head(0, 1).isZero(0));
       CHECK(got.dq.head(1, 0).row(2).isZero(0) == causal);
