@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <utility>
 
 #include "harness/core/parallel.h"
@@ -29,6 +30,20 @@ void visible_keys(const Problem& p, const std::int32_t* key, Index keys, const s
   for (Index r = 0; r < rows; ++r) {
     while (up_to < keys && key[up_to] < p.visible(query[r])) ++up_to;
     visible[r] = static_cast<std::int32_t>(up_to);
+  }
+}
+
+// Calls body(queries, GatheredTile) for every tile of the members that see the keys.
+template <class Body>
+void for_member_tiles(const Problem& p, const std::int32_t* key, Index keys,
+                      std::span<const std::int32_t> members, Body&& body) {
+  const auto all = static_cast<Index>(members.size());
+  for (Index m = 0; m < all; m += kGatheredRows) {
+    const Index rows = std::min<Index>(kGatheredRows, all - m);
+    const std::int32_t* const query = members.data() + m;
+    std::int32_t visible[kGatheredRows];
+    visible_keys(p, key, keys, query, rows, visible);
+    body(query, GatheredTile{query, rows, visible, nullptr});
   }
 }
 
@@ -244,21 +259,21 @@ void ClusteredMethod::attend_members(const Inputs& in, ClusteredCall& call, Inde
   GatheredAttention attention(kGatheredRows, k, problem_.d_k, d_v, false, scratch(thread));
   const GatheredHead from = head(in, bh);
   attention.load_keys(from, top, count);
-  for (Index m = start[0]; m < start[1]; m += kGatheredRows) {
-    const Index rows = std::min<Index>(kGatheredRows, start[1] - m);
-    std::int32_t visible[kGatheredRows];
-    visible_keys(problem_, top, count, order + m, rows, visible);
-    attention.attend(from, {order + m, rows, visible, nullptr});
-    for (Index r = 0; r < rows; ++r) {
-      const Index i = order[m + r];
-      call.lse[bh * problem_.n + i] = attention.lse(r);
-      float* const to = rows_out.row(i).data();
-      for (Index x = 0; x < d_v; ++x) to[x] = mass * attention.out(r)[x];
-      if (!whole(problem_)) continue;
-      const float* const bottom = call.bottom.data() + cluster * d_v;
-      for (Index x = 0; x < d_v; ++x) to[x] += bottom[x];
-    }
-  }
+  const auto members = std::span(order, static_cast<std::size_t>(start[1]))
+                           .subspan(static_cast<std::size_t>(start[0]));
+  for_member_tiles(problem_, top, count, members,
+                   [&](const std::int32_t* query, GatheredTile tile) {
+                     attention.attend(from, tile);
+                     for (Index r = 0; r < tile.rows; ++r) {
+                       const Index i = query[r];
+                       call.lse[bh * problem_.n + i] = attention.lse(r);
+                       float* const to = rows_out.row(i).data();
+                       for (Index x = 0; x < d_v; ++x) to[x] = mass * attention.out(r)[x];
+                       if (!whole(problem_)) continue;
+                       const float* const bottom = call.bottom.data() + cluster * d_v;
+                       for (Index x = 0; x < d_v; ++x) to[x] += bottom[x];
+                     }
+                   });
 }
 
 // With dout_c and e_c the sums of dout_i and dout_i . out_i over the members, the centroid's logits
@@ -345,19 +360,19 @@ void ClusteredMethod::differentiate_members(const Inputs& in, const ClusteredCal
   GatheredAttention attention(kGatheredRows, k, d_k, d_v, true, scratch(thread));
   const GatheredHead from = head(in, bh);
   attention.load_keys(from, top, count);
-  for (Index m = start[0]; m < start[1]; m += kGatheredRows) {
-    const Index rows = std::min<Index>(kGatheredRows, start[1] - m);
-    std::int32_t visible[kGatheredRows];
-    visible_keys(problem_, top, count, order + m, rows, visible);
-    attention.differentiate(from, {order + m, rows, visible, nullptr}, dout.head(bh).data(),
-                            whole(problem_) ? call.mass[cluster] : 1.0f,
-                            call.lse.data() + bh * problem_.n, nullptr);
-    for (Index r = 0; r < rows; ++r) {
-      auto to = grads.dq.head(bh).row(order[m + r]);
-      to = row(attention.dq(r), d_k);
-      if (whole(problem_)) to += share;
-    }
-  }
+  const auto members = std::span(order, static_cast<std::size_t>(start[1]))
+                           .subspan(static_cast<std::size_t>(start[0]));
+  for_member_tiles(problem_, top, count, members,
+                   [&](const std::int32_t* query, GatheredTile tile) {
+                     attention.differentiate(from, tile, dout.head(bh).data(),
+                                             whole(problem_) ? call.mass[cluster] : 1.0f,
+                                             call.lse.data() + bh * problem_.n, nullptr);
+                     for (Index r = 0; r < tile.rows; ++r) {
+                       auto to = grads.dq.head(bh).row(query[r]);
+                       to = row(attention.dq(r), d_k);
+                       if (whole(problem_)) to += share;
+                     }
+                   });
   for (Index j = 0; j < count; ++j) {
     float* const to = dtop + j * (d_k + d_v);
     for (Index x = 0; x < d_k; ++x) to[x] += attention.dk(j)[x];

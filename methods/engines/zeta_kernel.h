@@ -92,16 +92,8 @@ struct ZetaKernel {
   }
   // d log u / d gamma^2, up to what is the same for all keys of a query
   float width_slope(float x) const {
-    switch (kind) {
-      case Similarity::cauchy:
-        return -1.0f / (x + width);
-      case Similarity::inverse_euclid:
-        return -0.5f / (x + width);
-      case Similarity::neg_euclid:
-        return x / (width * width);
-      default:
-        return -x / (width * width);
-    }
+    const bool added = kind == Similarity::cauchy || kind == Similarity::inverse_euclid;
+    return added ? slope(x) : -slope(x) * x / width;  // x + width, or x / width
   }
 
  private:

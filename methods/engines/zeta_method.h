@@ -34,8 +34,26 @@ struct ZetaParams {
   }
 };
 
-template <class P, class T>
-T P::*inherited(T ZetaParams::*member) {
+// And those of the methods that choose from the chunks before the query's own.
+struct ZetaChunkParams : ZetaParams {
+  Index top_k = 32;
+  Index chunk = 0;
+  Index chunks = 16;
+  bool local = false;
+
+  ZetaOptions options(ZetaOptions::Candidates candidates) const {
+    ZetaOptions o = ZetaParams::options();
+    o.candidates = candidates;
+    o.top_k = top_k;
+    o.chunk = chunk;
+    o.chunks = chunks;
+    o.local = local;
+    return o;
+  }
+};
+
+template <class P, class Base, class T>
+T P::*inherited(T Base::*member) {
   return member;
 }
 
@@ -61,6 +79,20 @@ std::vector<Field<P>> with_zeta_params(std::vector<Field<P>> fields) {
             "add the mean of all tokens so far as one more key and value")};
   fields.insert(fields.end(), std::begin(common), std::end(common));
   return fields;
+}
+
+template <class P>
+std::vector<Field<P>> with_chunk_params(std::vector<Field<P>> fields) {
+  const Field<P> common[] = {param("top_k", inherited<P>(&ZetaChunkParams::top_k), {1, 1 << 16},
+                                   "keys that a query keeps"),
+                             param("chunk", inherited<P>(&ZetaChunkParams::chunk), {0, 1 << 24},
+                                   "tokens of a chunk; 0: the larger of top_k and n_kv / chunks"),
+                             param("chunks", inherited<P>(&ZetaChunkParams::chunks), {1, 1 << 16},
+                                   "chunks, where chunk is 0"),
+                             param("local", inherited<P>(&ZetaChunkParams::local),
+                                   "causal: also attend to the query's own chunk up to itself")};
+  fields.insert(fields.end(), std::begin(common), std::end(common));
+  return with_zeta_params(std::move(fields));
 }
 
 class ZetaMethod : public Method {

@@ -14,24 +14,15 @@
 namespace subquad {
 namespace {
 
-struct Params : ZetaParams {
-  Index top_k = 32;
+struct Params : ZetaChunkParams {
   Index window_factor = 2;
-  Index chunk = 0;
-  Index chunks = 16;
   Index bits = 0;
-  bool local = false;
 };
 
 ZetaOptions options_of(const Params& p) {
-  ZetaOptions o = p.options();
-  o.candidates = ZetaOptions::Candidates::z_order;
+  ZetaOptions o = p.options(ZetaOptions::Candidates::z_order);
   if (p.bits > 0) o.points.bits = static_cast<int>(p.bits);
-  o.top_k = p.top_k;
   o.window_factor = p.window_factor;
-  o.chunk = p.chunk;
-  o.chunks = p.chunks;
-  o.local = p.local;
   return o;
 }
 
@@ -52,17 +43,11 @@ const RegisterMethod<Zeta, Params> kRegistration{
                    "fits",
                    "with a fixed chunk instead of a fixed number of chunks the time grows with "
                    "n^2 / chunk: every chunk has its own sorted prefix"}}),
-    with_zeta_params<Params>(
-        {param("top_k", &Params::top_k, {1, 1 << 16}, "keys that a query keeps"),
-         param("window_factor", &Params::window_factor, {1, 1 << 16},
+    with_chunk_params<Params>(
+        {param("window_factor", &Params::window_factor, {1, 1 << 16},
                "candidates per kept key; 1: what is found is kept"),
-         param("chunk", &Params::chunk, {0, 1 << 24},
-               "tokens of a chunk; 0: the larger of top_k and n_kv / chunks"),
-         param("chunks", &Params::chunks, {1, 1 << 16}, "chunks, where chunk is 0"),
          param("bits", &Params::bits, {0, 31},
-               "bits of a coordinate in the code; 0: 10, or as many as fit"),
-         param("local", &Params::local,
-               "causal: also attend to the query's own chunk up to itself")})};
+               "bits of a coordinate in the code; 0: 10, or as many as fit")})};
 
 }  // namespace
 }  // namespace subquad

@@ -22,16 +22,14 @@ def caption(view):
 
 def draw(axes, view, context):
     drawn = figure.Drawn()
-    quality = training.main_quality(view.rows)
-    rows, how = training.chosen(view.rows, quality)
+    quality, rows, notes = training.shown(view)
     table = training.points(rows, quality)
     floors = training.floors(rows, quality)
     if table["n"].nunique() > 1:
         against_length(axes, context, table, rows, quality, drawn)
     else:
         by_method(axes, context, table, floors, quality)
-    note = training.choice_note(view.rows, how)
-    drawn.notes += [text for text in (note, training.seeds_text(rows)) if text]
+    drawn.notes += notes
     return drawn
 
 

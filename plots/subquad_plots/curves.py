@@ -27,8 +27,7 @@ def caption(view):
 
 def draw(axes, view, context):
     drawn = figure.Drawn()
-    quality = training.main_quality(view.rows)
-    rows, how = training.chosen(view.rows, quality)
+    _, rows, notes = training.shown(view)
     column = column_of(view)
     curves = context.training
     if curves is None:
@@ -57,6 +56,5 @@ def draw(axes, view, context):
     axes.set_xlim(left=0)
     axes.set_xlabel("training steps")
     axes.set_ylabel(LABEL[column])
-    note = training.choice_note(view.rows, how)
-    drawn.notes += [text for text in (note, training.seeds_text(rows)) if text]
+    drawn.notes += notes
     return drawn

@@ -106,6 +106,14 @@ def points(rows, quality):
     return grouped.agg(value="mean", low="min", high="max", rounds="size").reset_index()
 
 
+def shown(view):
+    """(quality, rows, small print) of a figure of trained models."""
+    quality = main_quality(view.rows)
+    rows, how = chosen(view.rows, quality)
+    notes = [choice_note(view.rows, how), seeds_text(rows)]
+    return quality, rows, [text for text in notes if text]
+
+
 def read_curves(directory):
     """curves.csv of a run directory, or None."""
     try:
