@@ -130,7 +130,8 @@ void GatheredAttention::attend(const GatheredHead& head, const GatheredTile& til
     std::fill_n(lanes, kLanes, Vec{});
     for (Index r = 0; r < rows; ++r) {
       largest[r] = std::ceil(largest[r]);  // exponentiate wants whole numbers
-      lanes[r] = exponentiate(row(r), whole(r), largest[r] == -kInfinity ? 0.0f : largest[r]);
+      lanes[r] =
+          exponentiate(row(r), whole(r), largest[r] == -kInfinity ? 0.0f : largest[r], Vec{});
     }
     store(total, reduce_each(lanes, [](Vec a, Vec b) { return a + b; }));
     for (Index r = 0; r < rows; ++r) {

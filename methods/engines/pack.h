@@ -25,6 +25,19 @@ inline void pack_panel(const float* rows, Index n, Index d, Index panel, float f
     }
 }
 
+// The largest squared norm of the panel's keys, in any lane; NaN is passed over.
+inline Vec panel_norms(const float* panel, Index d) {
+  Vec sum[kPanelVectors] = {};
+  for (Index x = 0; x < d; ++x)
+    for (int v = 0; v < kPanelVectors; ++v) {
+      const Vec value = load(panel + x * kPanel + v * kLanes);
+      sum[v] += value * value;
+    }
+  Vec largest{};
+  for (const Vec& s : sum) largest = s > largest ? s : largest;
+  return largest;
+}
+
 // Rows [n, d] -> rows [n, wide], zero beyond d; masked rows are zero.
 inline void pack_rows(const float* rows, Index n, Index d, Index wide, const std::uint8_t* mask,
                       float* out) {

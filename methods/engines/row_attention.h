@@ -174,7 +174,7 @@ inline Part attend_rows(const RowQuery& q, const Keys& key, const Values& value,
   q.score(key, count, weights);
   const Bounds whole = mask_row(weights, {0, count}, nullptr, -kInfinity);
   part.max = whole_shift(horizontal_max(row_max(weights, whole)));
-  part.sum = horizontal_sum(exponentiate(weights, whole, part.max));
+  part.sum = horizontal_sum(exponentiate(weights, whole, part.max, Vec{}));
   add_weighted_rows(weights, value, count, d_v, out);
   return part;
 }

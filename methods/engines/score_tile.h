@@ -129,33 +129,85 @@ inline Vec row_max(const float* row, Bounds whole) {
 // exponential cheaper, and rescaling by powers of two exact.
 inline float whole_shift(float maximum) { return std::ceil(maximum); }
 
-// row = 2^(row - shift) for a shift of whole_shift(); returns the sum of every lane.
-inline Vec exponentiate(float* row, Bounds whole, float shift) {
+// row = 2^(row - shift) for a shift of whole_shift(); adds to the sum of every lane. Panels are
+// summed one after another, as bounded_weights does: both give the same bits.
+inline Vec exponentiate(float* row, Bounds whole, float shift, Vec sum) {
   if (!(std::abs(shift) < Exp2Below::kMaxShift)) {
     for (Index j = whole.lo; j < whole.hi; j += kLanes) store(row + j, load(row + j) - shift);
     shift = 0;
   }
   const Exp2Below exp2(shift);
-  Vec sum0{}, sum1{};
   Index j = whole.lo;
-  for (; j + 4 * kLanes <= whole.hi; j += 4 * kLanes) {
+  const auto part = [&](Index end) {
+    Vec part_sum{};
+    for (; j < end; j += kLanes) {
+      const Vec e = exp2(load(row + j));
+      store(row + j, e);
+      part_sum += e;
+    }
+    sum += part_sum;
+  };
+  if (j % kPanel != 0) part(std::min(whole.hi, round_up(j, kPanel)));
+  for (; j + kPanel <= whole.hi; j += kPanel) {
     const Vec e0 = exp2(load(row + j));
     const Vec e1 = exp2(load(row + j + kLanes));
     const Vec e2 = exp2(load(row + j + 2 * kLanes));
-    const Vec e3 = exp2(load(row + j + 3 * kLanes));
     store(row + j, e0);
     store(row + j + kLanes, e1);
     store(row + j + 2 * kLanes, e2);
-    store(row + j + 3 * kLanes, e3);
-    sum0 += e0 + e1;
-    sum1 += e2 + e3;
+    sum += (e0 + e1) + e2;
   }
-  for (; j < whole.hi; j += kLanes) {
-    const Vec e = exp2(load(row + j));
-    store(row + j, e);
-    sum0 += e;
-  }
-  return sum0 + sum1;
+  if (j < whole.hi) part(whole.hi);
+  return sum;
 }
+
+// Scores of at most this size need no maximum: their powers of two stay far from the ends of
+// float32, and shifts being whole numbers, the bits of the result are those of any other shift.
+inline constexpr float kBoundedScore = 24;
+
+// weights[r, columns] = 2^(a[r, :] * panels) for scores of at most kBoundedScore, exponentiated
+// while they are in registers; adds to the sums of every lane and row.
+inline void bounded_weights(const float* a, Index lda, Index depth, const float* panels,
+                            const Bounds* bounds, Index tile_rows, float* weights, Index ld,
+                            Vec* sums) {
+  const Bounds all = union_of(bounds, tile_rows);
+  for (Index p = all.lo / kPanel; p * kPanel < all.hi; ++p) {
+    const Index first = p * kPanel;
+    for (Index r0 = 0; r0 < tile_rows; r0 += kScoreRows) {
+      const auto whole = [&](const Bounds& b) { return b.lo <= first && b.hi >= first + kPanel; };
+      if (std::all_of(bounds + r0, bounds + r0 + kScoreRows, whole)) {
+        product_block_into<kScoreRows, kPanelVectors>(
+            a + r0 * lda, lda, 1, depth, panels + p * depth * kPanel, kPanel,
+            [&](int r, const Vec* score) {
+              float* const row = weights + (r0 + r) * ld + first;
+              const Vec e0 = exp2_bounded(score[0]);
+              const Vec e1 = exp2_bounded(score[1]);
+              const Vec e2 = exp2_bounded(score[2]);
+              store(row, e0);
+              store(row + kLanes, e1);
+              store(row + 2 * kLanes, e2);
+              sums[r0 + r] += (e0 + e1) + e2;
+            });
+        continue;
+      }
+      Bounds part[kScoreRows];
+      for (Index r = 0; r < kScoreRows; ++r) {
+        const Bounds& b = bounds[r0 + r];
+        part[r] = {std::clamp<Index>(b.lo - first, 0, kPanel),
+                   std::clamp<Index>(b.hi - first, 0, kPanel)};
+        if (part[r].lo >= part[r].hi) part[r] = {};
+      }
+      float* const rows = weights + r0 * ld + first;
+      score_product(a + r0 * lda, lda, depth, panels + p * depth * kPanel, part, kScoreRows, rows,
+                    ld);
+      for (Index r = 0; r < kScoreRows; ++r) {
+        if (part[r].lo >= part[r].hi) continue;
+        const Bounds kept = mask_row(rows + r * ld, part[r], nullptr, -kInfinity);
+        sums[r0 + r] = exponentiate(rows + r * ld, kept, 0, sums[r0 + r]);
+      }
+    }
+  }
+}
+static_assert(kPanelVectors == 3);
 
 }  // namespace subquad::engine

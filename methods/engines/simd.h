@@ -91,6 +91,12 @@ inline Vec exp2_nonpositive(Vec x) {
   return x < -126.0f ? Vec{} : value;  // a NaN stays a NaN
 }
 
+// 2^x for |x| < 126; the bits of the functions beside it.
+inline Vec exp2_bounded(Vec x) {
+  const Vec shifted = x + 12582912.0f;
+  return exp2_of(x - (shifted - 12582912.0f), shifted);
+}
+
 // 2^(x - shift) for x <= shift, a whole number below 2^21 in size: rounding x to whole numbers and
 // taking the shift off is one addition. Otherwise like exp2_nonpositive.
 struct Exp2Below {

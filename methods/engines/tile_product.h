@@ -22,11 +22,12 @@ inline constexpr int kProductVectors = kRegisters == 32 ? 4 : 2;  // widest bloc
 inline constexpr int kPanelVectors = 3;                // vectors per row of a packed panel
 inline constexpr int kPanel = kPanelVectors * kLanes;  // keys per panel
 
-template <int ROWS, int VECTORS, bool ACCUMULATE>
-[[gnu::always_inline]] inline void product_block(const float* __restrict a, Index a_row,
-                                                 Index a_col, Index terms,
-                                                 const float* __restrict b, Index ldb,
-                                                 float* __restrict c, Index ldc) {
+// Calls take(row, vectors of that row's sums) while the sums are in registers.
+template <int ROWS, int VECTORS, class Take>
+[[gnu::always_inline]] inline void product_block_into(const float* __restrict a, Index a_row,
+                                                      Index a_col, Index terms,
+                                                      const float* __restrict b, Index ldb,
+                                                      Take&& take) {
   Vec sum[ROWS][VECTORS], row[VECTORS];
   if (terms > 0) {
 #pragma GCC unroll 4
@@ -54,13 +55,22 @@ template <int ROWS, int VECTORS, bool ACCUMULATE>
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r)
+  for (int r = 0; r < ROWS; ++r) take(r, sum[r]);
+}
+
+template <int ROWS, int VECTORS, bool ACCUMULATE>
+[[gnu::always_inline]] inline void product_block(const float* __restrict a, Index a_row,
+                                                 Index a_col, Index terms,
+                                                 const float* __restrict b, Index ldb,
+                                                 float* __restrict c, Index ldc) {
+  product_block_into<ROWS, VECTORS>(a, a_row, a_col, terms, b, ldb, [&](int r, Vec* sum) {
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) {
       float* const place = c + r * ldc + v * kLanes;
-      if constexpr (ACCUMULATE) sum[r][v] += load(place);
-      store(place, sum[r][v]);
+      if constexpr (ACCUMULATE) sum[v] += load(place);
+      store(place, sum[v]);
     }
+  });
 }
 
 // Calls body(first column, std::integral_constant<int, vectors>) for blocks that cover `width`

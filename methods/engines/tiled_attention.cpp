@@ -10,7 +10,7 @@ namespace subquad {
 struct TiledAttention::Sizes {
   Index wide_k, wide_v, panels, groups = 1;
   Index key_panels, value_panels = 0, keys = 0, values = 0, queries = 0, douts = 0, delta = 0,
-                    dq_parts = 0, scratch;
+                    dq_parts = 0, key_norms, scratch;
 
   Sizes(const Problem& p, bool gradients) {
     const Index heads = p.batch * p.heads;
@@ -18,6 +18,7 @@ struct TiledAttention::Sizes {
     wide_v = round_up(p.d_v, kLanes);
     panels = (p.n_kv + kPanel - 1) / kPanel;
     key_panels = heads * panels * p.d_k * kPanel;
+    key_norms = heads * ((panels + kPackedPanels - 1) / kPackedPanels);
     if (wide_v != p.d_v) values = heads * p.n_kv * wide_v;
     if (!gradients) {
       scratch = kTileRows * (wide_k + 2 * wide_v + kTileKeys);
@@ -37,7 +38,7 @@ struct TiledAttention::Sizes {
   }
   Index total(int threads) const {
     return key_panels + value_panels + keys + values + queries + douts + delta + dq_parts +
-           threads * scratch;
+           key_norms + threads * scratch;
   }
 };
 
@@ -89,6 +90,7 @@ void TiledAttention::prepare(const Problem& problem, Pattern pattern, bool gradi
   panels_ = sizes.panels;
   groups_ = sizes.groups;
   scratch_floats_ = sizes.scratch;
+  key_norms_ = AlignedArray<float>(sizes.key_norms);
   key_panels_ = AlignedArray<float>(sizes.key_panels);
   value_panels_ = AlignedArray<float>(sizes.value_panels);
   keys_ = AlignedArray<float>(sizes.keys);
@@ -147,17 +149,18 @@ void TiledAttention::pack(const Inputs& in, bool gradients) {
   copy_values_ = masked || wide_v_ != p.d_v;
   copy_keys_ = gradients && (masked || wide_k_ != p.d_k);
   const float factor = static_cast<float>(p.logit_scale()) * kLog2e;
-  constexpr Index kChunk = 8;  // panels per item
-  const Index chunks = (panels_ + kChunk - 1) / kChunk;
+  const Index chunks = (panels_ + kPackedPanels - 1) / kPackedPanels;
   parallel_for(heads * chunks, [&](Index item, int) {
     const Index bh = item / chunks, chunk = item % chunks;
     const std::uint8_t* const mask = masked ? in.key_mask.data() + bh / p.heads * p.n_kv : nullptr;
     const float* const k = in.k.data() + bh * p.n_kv * p.d_k;
     const float* const v = in.v.data() + bh * p.n_kv * p.d_v;
-    const Index end = std::min(panels_, (chunk + 1) * kChunk);
-    for (Index panel = chunk * kChunk; panel < end; ++panel) {
-      pack_panel(k, p.n_kv, p.d_k, panel, factor, mask,
-                 key_panels_.data() + (bh * panels_ + panel) * p.d_k * kPanel);
+    const Index end = std::min(panels_, (chunk + 1) * kPackedPanels);
+    Vec norms{};
+    for (Index panel = chunk * kPackedPanels; panel < end; ++panel) {
+      float* const packed = key_panels_.data() + (bh * panels_ + panel) * p.d_k * kPanel;
+      pack_panel(k, p.n_kv, p.d_k, panel, factor, mask, packed);
+      norms = max(norms, panel_norms(packed, p.d_k));
       if (gradients)
         pack_panel(v, p.n_kv, p.d_v, panel, 1.0f, mask,
                    value_panels_.data() + (bh * panels_ + panel) * p.d_v * kPanel);
@@ -170,6 +173,7 @@ void TiledAttention::pack(const Inputs& in, bool gradients) {
         pack_rows(k + first * p.d_k, count, p.d_k, wide_k_, part,
                   keys_.data() + (bh * p.n_kv + first) * wide_k_);
     }
+    key_norms_[item] = horizontal_max(norms);
   });
   if (thread_count() * scratch_floats_ > scratch_.size())
     scratch_ = AlignedArray<float>(thread_count() * scratch_floats_);
@@ -187,6 +191,9 @@ TiledAttention::Head TiledAttention::head(const Inputs& in, Index bh) const {
       copy_values_ ? values_.data() + bh * p.n_kv * wide_v_ : in.v.data() + bh * p.n_kv * p.d_v;
   h.queries = queries_.size() > 0 ? queries_.data() + bh * p.n * wide_k_ : h.q;
   h.bias = in.key_mask.empty() ? nullptr : bias_.data() + bh / p.heads * panels_ * kPanel;
+  const Index chunks = (panels_ + kPackedPanels - 1) / kPackedPanels;
+  h.key_norm =
+      *std::max_element(key_norms_.data() + bh * chunks, key_norms_.data() + (bh + 1) * chunks);
   h.delta = delta_.size() > 0 ? delta_.data() + bh * p.n : nullptr;
   return h;
 }
@@ -231,6 +238,13 @@ void TiledAttention::forward_tile(const Head& h, Index bh, Tile tile_of_rows, Sc
   std::fill_n(sum, kTileRows, Vec{});
   std::fill_n(scratch.out, kTileRows * wide_v_, 0.0f);
 
+  float longest = 0;  // squared norm of a query
+  for (Index r = 0; r < rows; ++r)
+    longest =
+        std::max(longest, Eigen::Map<const Eigen::VectorXf>(q + r * p.d_k, p.d_k).squaredNorm());
+  const bool bounded = h.bias == nullptr && longest * h.key_norm <= kBoundedScore * kBoundedScore;
+  if (bounded) std::fill_n(maximum, kTileRows, 0.0f);
+
   Bounds bounds[kTileRows];
   for_stripes(bh, i0, [&, i0 = i0, rows = rows](const Stripe& stripe) {
     const Bounds reach = row_bounds(stripe, i0, rows, 0, p.n_kv, bounds, kTileRows);
@@ -238,8 +252,14 @@ void TiledAttention::forward_tile(const Head& h, Index bh, Tile tile_of_rows, Sc
       const Bounds tile =
           row_bounds(stripe, i0, rows, j0, std::min(kTileKeys, p.n_kv - j0), bounds, kTileRows);
       if (tile.lo >= tile.hi) continue;
-      score_product(q, p.d_k, p.d_k, h.key_panels + j0 / kPanel * p.d_k * kPanel, bounds, kTileRows,
-                    scratch.scores, kTileKeys);
+      const float* const panels = h.key_panels + j0 / kPanel * p.d_k * kPanel;
+      if (bounded) {
+        bounded_weights(q, p.d_k, p.d_k, panels, bounds, kTileRows, scratch.scores, kTileKeys, sum);
+        weighted_rows(scratch.scores, kTileKeys, bounds, kTileRows, h.values + j0 * wide_v_,
+                      wide_v_, scratch.out);
+        continue;
+      }
+      score_product(q, p.d_k, p.d_k, panels, bounds, kTileRows, scratch.scores, kTileKeys);
       std::fill_n(lanes, kReduced, broadcast(-kInfinity));
       for (Index r = 0; r < rows; ++r) {
         if (bounds[r].lo >= bounds[r].hi) continue;
@@ -260,8 +280,8 @@ void TiledAttention::forward_tile(const Head& h, Index bh, Tile tile_of_rows, Sc
         }
         // With every key masked so far the weights are zero; the shape of the product stays the
         // same, since its rounding must not depend on values.
-        sum[r] += exponentiate(scratch.scores + r * kTileKeys, whole[r],
-                               maximum[r] == -kInfinity ? 0.0f : maximum[r]);
+        sum[r] = exponentiate(scratch.scores + r * kTileKeys, whole[r],
+                              maximum[r] == -kInfinity ? 0.0f : maximum[r], sum[r]);
       }
       weighted_rows(scratch.scores, kTileKeys, bounds, kTileRows, h.values + j0 * wide_v_, wide_v_,
                     scratch.out);
@@ -269,10 +289,15 @@ void TiledAttention::forward_tile(const Head& h, Index bh, Tile tile_of_rows, Sc
   });
   for (Index r = 0; r < rows; ++r) {
     const float total = horizontal_sum(sum[r]);
-    const bool empty = maximum[r] == -kInfinity && total == 0;
+    const bool empty = total == 0;
     const float factor = empty ? 0.0f : 1.0f / total;
     for (Index c = 0; c < p.d_v; ++c) out[r * p.d_v + c] = scratch.out[r * wide_v_ + c] * factor;
-    if (lse != nullptr) lse[r] = empty ? -kInfinity : kLn2 * (maximum[r] + std::log2(total));
+    if (lse != nullptr) {  // mantissa and exponent apart: the same bits for any shift
+      int exponent = 0;
+      const float mantissa = std::frexp(total, &exponent);
+      lse[r] = empty ? -kInfinity
+                     : kLn2 * (maximum[r] + static_cast<float>(exponent) + std::log2(mantissa));
+    }
   }
 }
 

@@ -83,7 +83,8 @@ class TiledAttention {
   AlignedArray<float> bias_;             // [batch, panels * panel]: 0 or -infinity, with a key mask
   AlignedArray<float> delta_;            // [batch*heads, n]: rowsum(dout * out)
   AlignedArray<float> dq_parts_;         // [batch*heads, groups, n, wide_k]
-  AlignedArray<float> scratch_;          // [threads, scratch_floats_]
+  AlignedArray<float> key_norms_;  // [batch*heads, packed parts]: largest squared norm, scaled
+  AlignedArray<float> scratch_;    // [threads, scratch_floats_]
 };
 
 }  // namespace subquad

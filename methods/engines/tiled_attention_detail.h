@@ -20,6 +20,9 @@ inline constexpr Index kTileKeys = kPanel * (768 / kPanel);
 inline constexpr Index kBackRows = 4 * kRowUnit;
 inline constexpr Index kBackKeys = kPanel * (192 / kPanel);
 
+// Panels that are packed by one item of work.
+inline constexpr Index kPackedPanels = 8;
+
 // Rows of a dq accumulator: register blocks at its end write past row n.
 inline Index padded_rows(Index n) { return n + kRowUnit; }
 
@@ -48,6 +51,7 @@ struct TiledAttention::Head {
   const float* queries;       // [n, wide_k]
   const float* bias;          // [panels * kPanel] or null
   const float* delta;         // [n]
+  float key_norm;             // the largest squared norm of a key in key_panels
 };
 
 // Per-thread memory, carved out of scratch_.

@@ -187,6 +187,31 @@ TEST_CASE("the saved log-sum-exp is that of the visible logits", "[methods]") {
   }
 }
 
+TEST_CASE("outputs keep their bits when a key that they do not see becomes long", "[methods]") {
+  // Short queries and keys need no row maximum; one long key anywhere sends all rows the other way.
+  for (const Index before : {Index{0}, Index{100}}) {
+    const Problem p{
+        .batch = 1, .heads = 2, .n = 1000, .n_kv = 1000, .d_k = 40, .d_v = 24, .causal = true};
+    QKV in = random_inputs(p, 21);
+    Band band = Band::dense(p);
+    if (before > 0) band.before = before;  // windows begin in the middle of a panel
+    TiledAttention attention;
+    attention.prepare(p, Pattern::of(band), false);
+    Tensor out(p.batch, p.heads, p.n, p.d_v), lse(p.batch, p.heads, p.n, 1), long_out(out.shape()),
+        long_lse(lse.shape());
+    attention.forward(in.inputs(), out, lse.data());
+    for (Index h = 0; h < p.heads; ++h) in.k.head(0, h).row(p.n - 1) *= 1e3f;
+    attention.forward(in.inputs(), long_out, long_lse.data());
+    for (Index h = 0; h < p.heads; ++h) {
+      INFO("head " << h << ", window " << before);
+      const Index same = p.n - 1;
+      CHECK(out.head(0, h).topRows(same) == long_out.head(0, h).topRows(same));
+      CHECK(lse.head(0, h).topRows(same) == long_lse.head(0, h).topRows(same));
+      CHECK_FALSE(lse.head(0, h).row(same) == long_lse.head(0, h).row(same));
+    }
+  }
+}
+
 TEST_CASE("equal keys are chosen in their order", "[methods]") {
   const Problem p{.batch = 1, .heads = 1, .n = 9, .n_kv = 9, .d_k = 7, .d_v = 1, .causal = false};
   QKV in = random_inputs(p, 15);
