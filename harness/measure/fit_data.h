@@ -1,6 +1,7 @@
 // Training calls for Method::fit: inputs of a task, with exact dense outputs.
 #pragma once
 
+#include "harness/core/capture.h"
 #include "harness/core/method.h"
 #include "harness/core/task.h"
 
@@ -10,8 +11,6 @@ namespace subquad {
 // outputs are computed in double precision, one set per call of next(), and rounded.
 class TaskFitData final : public FitData {
  public:
-  static constexpr Index kFirstFitSet = Index{1} << 20;
-
   // `distinct` sets are used in turn; their tensors are kept.
   TaskFitData(const Task& task, const Problem& problem, Seed seed, Index distinct);
   void next(Inputs* inputs, ConstTensorView* dense_out) override;

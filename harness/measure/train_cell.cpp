@@ -20,17 +20,23 @@ TrainSetup train_setup(const Cell& cell, const Task& task) {
   const TaskEntry& entry = Registry::instance().task(cell.task);
   if (!entry.info.labelled)
     throw Unsupported(fmt::format("{} has no labels to train on", cell.task));
+  if (cell.task_settings.contains("from") &&
+      std::holds_alternative<std::string>(cell.task_settings.at("from")) &&
+      !std::get<std::string>(cell.task_settings.at("from")).empty())
+    throw Unsupported("from: gives q, k and v of a trained model; train on the task without it");
   const std::string invalid = invalid_reason(cell.problem);
   if (!invalid.empty()) throw UserError("problem: " + invalid);
   TrainSetup setup;
-  setup.options =
-      subquad::bind(train_fields(), resolve("train", specs_of(train_fields()), cell.train));
+  setup.train = resolve("train", specs_of(train_fields()), cell.train);
+  setup.options = subquad::bind(train_fields(), setup.train);
   for (Index i = 0; i < setup.options.layers; ++i)
     setup.methods.push_back({cell.method, cell.method_settings});
   setup.task = &task;
   setup.problem = cell.problem;
   setup.seed = cell.seed;
   setup.identity = cell.id();
+  setup.task_name = cell.task;
+  setup.task_settings = resolve(cell.task, entry.params, cell.task_settings);
   return setup;
 }
 

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "harness/core/error.h"
+#include "harness/core/settings_json.h"
 
 namespace subquad {
 namespace {
@@ -20,29 +21,6 @@ std::string problem_key(const Problem& p) {
 std::string error_key(const ErrorOptions& e) {
   return fmt::format("{} {} {} {}", to_string(ParamValue(e.max_gflop)), e.rows, e.matrix_rows,
                      e.top_k);
-}
-
-nlohmann::json settings_to_json(const Settings& settings) {
-  nlohmann::json json = nlohmann::json::object();
-  for (const auto& [key, value] : settings)
-    std::visit([&, &key = key](const auto& v) { json[key] = v; }, value);
-  return json;
-}
-
-Settings settings_from_json(const nlohmann::json& json) {
-  Settings settings;
-  for (const auto& [key, value] : json.items()) {
-    if (value.is_boolean()) {
-      settings[key] = value.get<bool>();
-    } else if (value.is_number_integer()) {
-      settings[key] = value.get<Index>();
-    } else if (value.is_number()) {
-      settings[key] = value.get<double>();
-    } else {
-      settings[key] = value.get<std::string>();
-    }
-  }
-  return settings;
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <set>
 #include <unordered_map>
 
+#include "harness/core/capture.h"
 #include "harness/sweep/config_sweep.h"
 
 namespace subquad {
@@ -230,6 +231,7 @@ class Expansion {
         report(sweep.place, sweep.path, error.what());
       }
     }
+    for (Settings& settings : all) settings = identifying(*sweep.entry, settings);
     task_settings_.push_back(std::move(all));
     adapted_.push_back(std::move(adapted));
   }
