@@ -72,6 +72,7 @@ std::map<std::string, std::string> train_columns(const TrainReport& report,
     list += fmt::format("{}{} ({})={}", list.empty() ? "" : ";", floor.name, floor.metric,
                         text(floor.value));
   columns["floors"] = list;
+  columns["learned_from"] = "train";
   columns["build"] = build_description();
   return columns;
 }
@@ -84,7 +85,7 @@ std::vector<std::string> curve_lines(const TrainReport& report) {
   return lines;
 }
 
-void train_cell(const Cell& cell, JobResult* result) {
+void train_cell(const Cell& cell, const std::string& directory, JobResult* result) {
   set_threads(cell.threads);
   if (cell.measure.pin) pin_threads(cell.threads);
   const std::unique_ptr<Task> task = make_task(cell.task, cell.task_settings);
@@ -93,7 +94,7 @@ void train_cell(const Cell& cell, JobResult* result) {
   const TrainSetup setup = train_setup(cell, *task);
   const std::int64_t before = live_bytes();
   reset_peak();
-  const TrainReport report = train(setup, {}, {});
+  const TrainReport report = train(setup, {directory, true}, {});
   result->columns = train_columns(report, task->floors(cell.problem.n, cell.seed));
   if (hooks_active()) result->columns["peak_bytes"] = fmt::format("{}", peak_bytes() - before);
   result->columns["vm_hwm_bytes"] = fmt::format("{}", vm_hwm_bytes());

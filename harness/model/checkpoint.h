@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "harness/model/safetensors.h"
+#include "harness/core/safetensors.h"
 #include "harness/model/trainer.h"
 
 namespace subquad {
