@@ -4,6 +4,7 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 
+#include "harness/measure/conformance.h"
 #include "tests/methods/method_fixture.h"
 
 using namespace subquad;
@@ -264,4 +265,17 @@ TEST_CASE("projections wider than the work space are refused", "[methods][zeta]"
             ->unsupported(p, Pass::forward) == "");
   CHECK(make_method("zeta", {{"proj", std::string("linear")}})->unsupported(p, Pass::forward) ==
         "");
+}
+
+TEST_CASE("the generated checks hold with learned projections too", "[methods][zeta]") {
+  for (const std::string proj : {"linear", "mlp"})
+    for (const std::string name : {"zeta", "cauchy_dense"}) {
+      MethodEntry entry = Registry::instance().method(name);
+      for (ParamSpec& spec : entry.params)
+        if (spec.name == "proj") spec.default_value = proj;
+      for (const CheckResult& result : check_method(entry, {})) {
+        INFO(name << " proj=" << proj << ": " << result.check << ": " << result.detail);
+        CHECK(result.outcome != CheckOutcome::failed);
+      }
+    }
 }
