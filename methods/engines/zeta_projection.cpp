@@ -146,9 +146,12 @@ void ZetaProjection::backward(ConstTensorView x, ConstTensorView dy, TensorView 
         if (options_.mlp) backward_up(h, row, dz, to);
       }
   });
-  const std::vector<Parameter*> all = parameters();
-  for (std::size_t p = 0; p < all.size(); ++p)
-    for (Index e = 0; e < sums_[p].size(); ++e) all[p]->grad[e] += static_cast<float>(sums_[p][e]);
+  std::size_t number = 0;
+  for (Parameter* p : {&up_, &up_bias_, &down_, &down_bias_}) {
+    if (p->grad.size() == 0) continue;  // linear has the last two
+    const AlignedArray<double>& sum = sums_[number++];
+    for (Index e = 0; e < sum.size(); ++e) p->grad[e] += static_cast<float>(sum[e]);
+  }
 }
 
 // Gradients of W1, b1 and of one row.

@@ -267,13 +267,17 @@ TEST_CASE("projections wider than the work space are refused", "[methods][zeta]"
         "");
 }
 
-TEST_CASE("the generated checks hold with learned projections too", "[methods][zeta]") {
+TEST_CASE("the generated checks hold with learned projections too", "[methods][zeta][slow]") {
   for (const std::string proj : {"linear", "mlp"})
     for (const std::string name : {"zeta", "cauchy_dense"}) {
       MethodEntry entry = Registry::instance().method(name);
       for (ParamSpec& spec : entry.params)
         if (spec.name == "proj") spec.default_value = proj;
-      for (const CheckResult& result : check_method(entry, {})) {
+      // Along a weight of the map nearly every query of zeta changes its choice: differences are
+      // checked where nothing is chosen, and above in double for a fixed choice.
+      ConformanceOptions options;
+      if (name == "zeta") options.skip = {"central differences"};
+      for (const CheckResult& result : check_method(entry, options)) {
         INFO(name << " proj=" << proj << ": " << result.check << ": " << result.detail);
         CHECK(result.outcome != CheckOutcome::failed);
       }
