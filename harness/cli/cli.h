@@ -22,6 +22,7 @@ void add_new(CLI::App& app, int* status);
 void add_doctor(CLI::App& app, int* status);
 void add_test(CLI::App& app, int* status);
 void add_train(CLI::App& app, int* status);
+void add_capture(CLI::App& app, int* status);
 void add_worker(CLI::App& app, int* status);  // hidden: one cell, started by `run`
 
 }  // namespace subquad

@@ -76,15 +76,13 @@ std::unique_ptr<Decoder> Method::make_decoder(const DecodeConfig&) const {
   throw Unsupported("the method has no decoder");
 }
 
-FitReport Method::fit(FitData&, const FitOptions&) {
-  throw Unsupported("the method has nothing to fit");
-}
-
 bool MethodInfo::supports(Pass pass) const {
   // Both halves together are supported where both halves are.
   if (pass == Pass::forward_backward) return supports(Pass::forward) && supports(Pass::backward);
   // Training needs no more than gradients.
   if (pass == Pass::train) return supports(Pass::forward_backward);
+  // Fitting by the method's own gradients (fit.h), or by its own fit.
+  if (pass == Pass::fit && learned && supports(Pass::backward)) return true;
   return std::find(passes.begin(), passes.end(), pass) != passes.end();
 }
 

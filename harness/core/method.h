@@ -191,7 +191,7 @@ class Method {
 
   // Learned parameters, stable addresses; empty for most methods. After prepare().
   virtual std::vector<Parameter*> parameters() { return {}; }
-  // Trains only the method's own parameters to reproduce dense attention. Default: refuses.
+  // Trains only the method's own parameters to reproduce dense attention. Default: fit.h.
   virtual FitReport fit(FitData& data, const FitOptions& options);
 
   // Rows `rows` of the attention matrix of head (b, h) -> weights [rows, n_kv], as this method

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "harness/core/capture.h"
+
 namespace subquad {
 namespace {
 
@@ -78,7 +80,10 @@ Registry& Registry::instance() {
 }
 
 void Registry::add(MethodEntry entry) { insert(methods_, std::move(entry), "method", problems_); }
-void Registry::add(TaskEntry entry) { insert(tasks_, std::move(entry), "task", problems_); }
+void Registry::add(TaskEntry entry) {
+  accept_capture(&entry);
+  insert(tasks_, std::move(entry), "task", problems_);
+}
 
 const MethodEntry* Registry::find_method(const std::string& name) const {
   return find(methods_, name);

@@ -6,6 +6,17 @@
 
 namespace subquad {
 
+const std::vector<Field<FitConfig>>& fit_fields() {
+  using F = FitConfig;
+  static const std::vector<Field<F>> fields{
+      param("steps", &F::steps, {0, 1 << 30}, "optimizer steps, an input set each"),
+      param("learning_rate", &F::learning_rate, {0, 10}, "highest of the schedule"),
+      param("sets", &F::sets, {1, 1 << 16}, "input sets of the training data, used in turn"),
+      param("save", &F::save,
+            "folder for the fitted parameters, as <method>_<cell>.safetensors; empty = not kept")};
+  return fields;
+}
+
 TaskFitData::TaskFitData(const Task& task, const Problem& problem, Seed seed, Index distinct)
     : task_(task), problem_(problem), seed_(seed), distinct_(distinct) {
   SUBQUAD_CHECK(distinct > 0, "distinct = {}", distinct);

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <optional>
 #include <thread>
 
+#include "harness/core/method_weights.h"
 #include "harness/core/parallel.h"
 #include "harness/core/registry.h"
 #include "harness/measure/alloc_counter.h"
@@ -29,9 +31,6 @@
 
 namespace subquad {
 namespace {
-
-constexpr Index kFitSteps = 200;
-constexpr Index kFitSets = 8;
 
 class LifeCycle {
  public:
@@ -110,6 +109,7 @@ class LifeCycle {
     reset_peak();
     const double start = monotonic_seconds();
     run_->prepare();
+    take_weights();
     if (!run_->prepare_counts()) {
       before = live_bytes();
       reset_peak();
@@ -127,6 +127,13 @@ class LifeCycle {
       report_.put("cold_bytes", cache.cold);
     }
     outputs_->check_outputs(0);
+  }
+
+  // The parameters of a file, if one was named.
+  void take_weights() {
+    if (!cell_.weights.empty()) load_method_weights(cell_.weights, cell_.method, *method_);
+    if (entry_.info.learned && !method_->parameters().empty())
+      report_.put("learned_from", cell_.weights.empty() ? "initial" : cell_.weights);
   }
 
   // One more call per set (two for a single set): their outputs are what timed calls must repeat.
@@ -305,7 +312,8 @@ class LifeCycle {
                       .pass = Pass::forward,
                       .seed = cell_.seed,
                       .input_sets = 1,
-                      .decode_tokens = 0};
+                      .decode_tokens = 0,
+                      .gradients = true};
     run_ = make_pass_run(*method_, entry_.info, *task_, config);
     make_checks();
     judgement_->load_reference(reference_path_);
@@ -315,17 +323,25 @@ class LifeCycle {
     double start = monotonic_seconds();
     run_->prepare();
     report_.put("setup_s", monotonic_seconds() - start);
-    TaskFitData data(*task_, cell_.problem, cell_.seed, kFitSets);
+    take_weights();
+    const FitConfig config_of_fit =
+        subquad::bind(fit_fields(), resolve("fit", specs_of(fit_fields()), cell_.fit));
+    TaskFitData data(*task_, cell_.problem, cell_.seed, config_of_fit.sets);
     Inputs first;
     ConstTensorView dense;
-    for (Index i = 0; i < kFitSets; ++i) data.next(&first, &dense);  // made outside the timed part
+    for (Index i = 0; i < config_of_fit.sets; ++i)  // made outside the timed part
+      data.next(&first, &dense);
     start = monotonic_seconds();
     FitOptions options;
-    options.steps = kFitSteps;
+    options.steps = config_of_fit.steps;
+    options.learning_rate = config_of_fit.learning_rate;
     options.seed = cell_.seed;
     const FitReport report = method_->fit(data, options);
     report_.put("fit_s", monotonic_seconds() - start);
     report_.put_count("fit_steps", report.steps);
+    report_.put("fit_first_loss", report.first_loss);
+    report_.put("fit_last_loss", report.last_loss);
+    report_.put("learned_from", "fit");
     if (hooks_active())
       report_.put_count("peak_bytes", std::max<std::int64_t>(0, peak_bytes() - before));
     checksums_.push_back(run_->input_checksum(0));
@@ -339,6 +355,12 @@ class LifeCycle {
     attention_matrix(cell_, *method_, *run_, report_);
     if (!std::isfinite(report.first_loss) || !std::isfinite(report.last_loss))
       throw WrongResult("the fit's loss is not finite");
+    if (config_of_fit.save.empty()) return;
+    std::error_code error;
+    std::filesystem::create_directories(config_of_fit.save, error);
+    save_method_weights(
+        fmt::format("{}/{}_{}.safetensors", config_of_fit.save, cell_.method, cell_.id()),
+        cell_.method, cell_.method_settings, *method_);
   }
 
   // ---- verdict ----

@@ -27,6 +27,7 @@ struct PassConfig {
   Seed seed = 0;
   Index input_sets = 3;
   Index decode_tokens = 64;
+  bool gradients = false;  // backward will be called in any pass (a fit)
 };
 
 class PassRun {

@@ -20,17 +20,23 @@ TrainSetup train_setup(const Cell& cell, const Task& task) {
   const TaskEntry& entry = Registry::instance().task(cell.task);
   if (!entry.info.labelled)
     throw Unsupported(fmt::format("{} has no labels to train on", cell.task));
+  if (cell.task_settings.contains("from") &&
+      std::holds_alternative<std::string>(cell.task_settings.at("from")) &&
+      !std::get<std::string>(cell.task_settings.at("from")).empty())
+    throw Unsupported("from: gives q, k and v of a trained model; train on the task without it");
   const std::string invalid = invalid_reason(cell.problem);
   if (!invalid.empty()) throw UserError("problem: " + invalid);
   TrainSetup setup;
-  setup.options =
-      subquad::bind(train_fields(), resolve("train", specs_of(train_fields()), cell.train));
+  setup.train = resolve("train", specs_of(train_fields()), cell.train);
+  setup.options = subquad::bind(train_fields(), setup.train);
   for (Index i = 0; i < setup.options.layers; ++i)
     setup.methods.push_back({cell.method, cell.method_settings});
   setup.task = &task;
   setup.problem = cell.problem;
   setup.seed = cell.seed;
   setup.identity = cell.id();
+  setup.task_name = cell.task;
+  setup.task_settings = resolve(cell.task, entry.params, cell.task_settings);
   return setup;
 }
 
@@ -66,6 +72,7 @@ std::map<std::string, std::string> train_columns(const TrainReport& report,
     list += fmt::format("{}{} ({})={}", list.empty() ? "" : ";", floor.name, floor.metric,
                         text(floor.value));
   columns["floors"] = list;
+  columns["learned_from"] = "train";
   columns["build"] = build_description();
   return columns;
 }
@@ -78,7 +85,7 @@ std::vector<std::string> curve_lines(const TrainReport& report) {
   return lines;
 }
 
-void train_cell(const Cell& cell, JobResult* result) {
+void train_cell(const Cell& cell, const std::string& directory, JobResult* result) {
   set_threads(cell.threads);
   if (cell.measure.pin) pin_threads(cell.threads);
   const std::unique_ptr<Task> task = make_task(cell.task, cell.task_settings);
@@ -87,7 +94,7 @@ void train_cell(const Cell& cell, JobResult* result) {
   const TrainSetup setup = train_setup(cell, *task);
   const std::int64_t before = live_bytes();
   reset_peak();
-  const TrainReport report = train(setup, {}, {});
+  const TrainReport report = train(setup, {directory, true}, {});
   result->columns = train_columns(report, task->floors(cell.problem.n, cell.seed));
   if (hooks_active()) result->columns["peak_bytes"] = fmt::format("{}", peak_bytes() - before);
   result->columns["vm_hwm_bytes"] = fmt::format("{}", vm_hwm_bytes());

@@ -6,8 +6,9 @@
 
 namespace subquad {
 
-// Trains, tests, and fills the worker's columns and the curve. Throws as measure_cell does.
-void train_cell(const Cell& cell, JobResult* result);
+// Trains, tests, and fills the worker's columns and the curve. Throws as measure_cell does. With a
+// directory goes on from the checkpoint there, if there is one.
+void train_cell(const Cell& cell, const std::string& directory, JobResult* result);
 
 // A cell's setup; `task` must outlive it. Unsupported when the task has no labels.
 TrainSetup train_setup(const Cell& cell, const Task& task);

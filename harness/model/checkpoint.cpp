@@ -6,7 +6,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "harness/model/safetensors.h"
+#include "harness/core/safetensors.h"
+#include "harness/model/trained_model.h"
 
 namespace subquad {
 namespace {
@@ -84,7 +85,10 @@ void write_checkpoint(const std::string& path, const TrainSetup& setup, TrainSta
   add("", state.weights());
   add("adam.mean.", state.optimizer().mean().data());
   add("adam.square.", state.optimizer().square().data());
-  write_safetensors(path, tensors, {{"run", setup.identity}, {"loop", to_json(loop).dump()}});
+  std::map<std::string, std::string> metadata{{"run", setup.identity},
+                                              {"loop", to_json(loop).dump()}};
+  if (!setup.task_name.empty()) metadata["model"] = describe_model(setup);
+  write_safetensors(path, tensors, metadata);
 }
 
 bool read_checkpoint(const std::string& path, const TrainSetup& setup, TrainState* state,
@@ -111,9 +115,13 @@ bool read_checkpoint(const std::string& path, const TrainSetup& setup, TrainStat
 }
 
 void read_weights(const std::string& path, TrainState* state) {
-  const TensorFile file = read_safetensors(path);
-  for (const ParameterEntry& entry : state->layout().entries())
-    copy_tensor(file, path, entry.name, entry, state->weights());
+  read_weights(read_safetensors(path), path, state->layout(), state->weights());
+}
+
+void read_weights(const TensorFile& file, const std::string& path, const ParameterLayout& layout,
+                  float* weights) {
+  for (const ParameterEntry& entry : layout.entries())
+    copy_tensor(file, path, entry.name, entry, weights);
 }
 
 void write_curve(const std::string& path, const std::vector<CurvePoint>& curve) {

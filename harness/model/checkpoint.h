@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "harness/core/safetensors.h"
 #include "harness/model/trainer.h"
 
 namespace subquad {
@@ -18,8 +19,8 @@ struct TrainLoop {
   TrainReport report;  // curve, half_step, best_accuracy, train_s
 };
 
-// checkpoint.safetensors: weights by name, "adam.mean." and "adam.square." + name, and the loop as
-// metadata. StorageError when it cannot be written entirely.
+// checkpoint.safetensors: weights by name, "adam.mean." and "adam.square." + name, and as metadata
+// the loop and what the model is (describe_model). StorageError when it cannot be written entirely.
 void write_checkpoint(const std::string& path, const TrainSetup& setup, TrainState& state,
                       const TrainLoop& loop);
 // False when there is none. UserError when it belongs to another run or is damaged.
@@ -27,6 +28,8 @@ bool read_checkpoint(const std::string& path, const TrainSetup& setup, TrainStat
                      TrainLoop* loop);
 // Weights only, by name, with the checkpoint's strictness.
 void read_weights(const std::string& path, TrainState* state);
+void read_weights(const TensorFile& file, const std::string& path, const ParameterLayout& layout,
+                  float* weights);
 
 // curves.csv, entirely rewritten (a temporary file is renamed).
 void write_curve(const std::string& path, const std::vector<CurvePoint>& curve);

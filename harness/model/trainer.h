@@ -24,6 +24,10 @@ struct TrainSetup {
   Problem problem;  // batch, heads, n, d_k, d_v, causal, scale
   Seed seed = 0;
   std::string identity;  // a checkpoint is only taken up by a run with the same text
+  // What a checkpoint says of its model, so that it can be made again (trained_model.h).
+  std::string task_name;   // registered; "" = the checkpoint says nothing
+  Settings task_settings;  // resolved
+  Settings train;          // `options`, resolved
 };
 
 struct Scores {

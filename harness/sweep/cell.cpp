@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "harness/core/error.h"
+#include "harness/core/settings_json.h"
 
 namespace subquad {
 namespace {
@@ -22,34 +23,13 @@ std::string error_key(const ErrorOptions& e) {
                      e.top_k);
 }
 
-nlohmann::json settings_to_json(const Settings& settings) {
-  nlohmann::json json = nlohmann::json::object();
-  for (const auto& [key, value] : settings)
-    std::visit([&, &key = key](const auto& v) { json[key] = v; }, value);
-  return json;
-}
-
-Settings settings_from_json(const nlohmann::json& json) {
-  Settings settings;
-  for (const auto& [key, value] : json.items()) {
-    if (value.is_boolean()) {
-      settings[key] = value.get<bool>();
-    } else if (value.is_number_integer()) {
-      settings[key] = value.get<Index>();
-    } else if (value.is_number()) {
-      settings[key] = value.get<double>();
-    } else {
-      settings[key] = value.get<std::string>();
-    }
-  }
-  return settings;
-}
-
 }  // namespace
 
 std::string Cell::id() const {
   const MeasureOptions& m = measure;
-  const std::string training = pass == Pass::train ? "|train|" + to_string(train) : "";
+  std::string training = pass == Pass::train ? "|train|" + to_string(train) : "";
+  if (pass == Pass::fit) training += "|fit|" + to_string(fit);
+  if (!weights.empty()) training += "|weights|" + weights;
   return hex(derive(seed, fmt::format("cell|{}|{}|{}|{}|{}|{}|{}|{} {} {} {} {} {}|{}{}", method,
                                       to_string(method_settings), task, to_string(task_settings),
                                       problem_key(problem), name(pass), threads,
@@ -64,19 +44,21 @@ std::string Cell::reference_id() const {
 }
 
 std::string Cell::str() const {
-  return fmt::format("{}{}{} {} {}{}{} {} threads={} seed={}{}{}", method,
-                     method_settings.empty() ? "" : ":", to_string(method_settings), name(pass),
-                     task, task_settings.empty() ? "" : ":", to_string(task_settings),
-                     problem.str(), threads, seed, train.empty() ? "" : " ", to_string(train));
+  return fmt::format(
+      "{}{}{}{} {} {}{}{} {} threads={} seed={}{}{}{}", method, method_settings.empty() ? "" : ":",
+      to_string(method_settings), weights.empty() ? "" : " weights=" + weights, name(pass), task,
+      task_settings.empty() ? "" : ":", to_string(task_settings), problem.str(), threads, seed,
+      train.empty() && fit.empty() ? "" : " ", to_string(train), to_string(fit));
 }
 
 std::string Cell::brief() const {
   const std::string keys = problem.n_kv == problem.n ? "" : fmt::format(" n_kv={}", problem.n_kv);
-  const auto rate = train.find("learning_rate");
+  const Settings& learning = pass == Pass::fit ? fit : train;
+  const auto rate = learning.find("learning_rate");
   return fmt::format(
       "{} {} {} n={}{}{}{}", label.empty() ? method : label, name(pass), task, problem.n, keys,
       problem.causal ? " causal" : "",
-      rate == train.end() ? "" : fmt::format(" learning_rate={}", to_string(rate->second)));
+      rate == learning.end() ? "" : fmt::format(" learning_rate={}", to_string(rate->second)));
 }
 
 void to_json(nlohmann::json& json, const Cell& c) {
@@ -114,6 +96,8 @@ void to_json(nlohmann::json& json, const Cell& c) {
             {"top_k", c.error.top_k}}},
           {"plugins", c.plugins}};
   if (!c.train.empty()) json["train"] = settings_to_json(c.train);
+  if (!c.fit.empty()) json["fit"] = settings_to_json(c.fit);
+  if (!c.weights.empty()) json["weights"] = c.weights;
 }
 
 void from_json(const nlohmann::json& json, Cell& c) {
@@ -153,6 +137,8 @@ void from_json(const nlohmann::json& json, Cell& c) {
   e.at("top_k").get_to(c.error.top_k);
   json.at("plugins").get_to(c.plugins);
   if (json.contains("train")) c.train = settings_from_json(json.at("train"));
+  if (json.contains("fit")) c.fit = settings_from_json(json.at("fit"));
+  if (json.contains("weights")) json.at("weights").get_to(c.weights);
 }
 
 void to_json(nlohmann::json& json, const Job& job) {
@@ -160,7 +146,8 @@ void to_json(nlohmann::json& json, const Job& job) {
           {"round", job.round},
           {"make_reference", job.make_reference},
           {"measure_bandwidth", job.measure_bandwidth},
-          {"reference_path", job.reference_path}};
+          {"reference_path", job.reference_path},
+          {"train_directory", job.train_directory}};
 }
 
 void from_json(const nlohmann::json& json, Job& job) {
@@ -169,6 +156,7 @@ void from_json(const nlohmann::json& json, Job& job) {
   json.at("make_reference").get_to(job.make_reference);
   json.at("measure_bandwidth").get_to(job.measure_bandwidth);
   json.at("reference_path").get_to(job.reference_path);
+  json.at("train_directory").get_to(job.train_directory);
 }
 
 std::string_view name(Status status) {

@@ -46,6 +46,8 @@ struct Cell {
   MeasureOptions measure;
   ErrorOptions error;
   Settings train;                    // train pass: every training option, resolved; else empty
+  Settings fit;                      // fit pass: every option of fitting, resolved; else empty
+  std::string weights;               // file of the method's parameters; "" = as it makes them
   std::vector<std::string> plugins;  // shared objects to load first, absolute paths
 
   // 16 hex digits over everything that determines the result: not the label, the plugin paths,
@@ -69,7 +71,8 @@ struct Job {
   bool make_reference = false;  // compute and store the reference instead of measuring
   // Measure the memory's bandwidth on the cell's threads instead: answers column bandwidth_gbs.
   bool measure_bandwidth = false;
-  std::string reference_path;  // file to read the exact reference from, or to write it to
+  std::string reference_path;   // file to read the exact reference from, or to write it to
+  std::string train_directory;  // train pass: checkpoints, from which a killed run goes on; or ""
 };
 
 void to_json(nlohmann::json& json, const Job& job);

@@ -7,6 +7,7 @@
 #include <set>
 #include <unordered_map>
 
+#include "harness/core/capture.h"
 #include "harness/sweep/config_sweep.h"
 
 namespace subquad {
@@ -112,6 +113,7 @@ class Expansion {
     if (!total.above(0)) return {};  // a list that could not be read, or no method or task
     for (std::size_t t = 0; t < sweep_.tasks.size(); ++t) adapt_problems(sweep_.tasks[t]);
     if (!combinations(sweep_.train).above(kMaxCells)) trainings_ = settings_of(sweep_.train);
+    if (!combinations(sweep_.fit).above(kMaxCells)) fits_ = settings_of(sweep_.fit);
     for (std::size_t m = 0; m < sweep_.methods.size(); ++m) add_method(m);
     if (cells_.empty() && errors_.empty())
       errors_.add({}, "",
@@ -140,18 +142,19 @@ class Expansion {
     return total;
   }
 
-  // Passes, each training counted for itself.
+  // Passes, each training and each fit counted for itself.
   std::size_t passes_and_trainings(const MethodSweep& method) const {
     std::size_t count = 0;
-    for (const Choice<Pass>& pass : passes_of(sweep_, method))
-      if (pass.value != Pass::train) {
-        ++count;
-      } else {
-        std::size_t trainings = 1;
-        for (const ParamAxis& axis : sweep_.train) trainings *= axis.values.size();
-        count += trainings;
-      }
+    for (const Choice<Pass>& pass : passes_of(sweep_, method)) {
+      std::size_t learnings = 1;
+      for (const ParamAxis& axis : options_of(pass.value)) learnings *= axis.values.size();
+      count += learnings;
+    }
     return count;
+  }
+  const std::vector<ParamAxis>& options_of(Pass pass) const {
+    static const std::vector<ParamAxis> none;
+    return pass == Pass::train ? sweep_.train : pass == Pass::fit ? sweep_.fit : none;
   }
 
   void list_problems() {
@@ -230,6 +233,7 @@ class Expansion {
         report(sweep.place, sweep.path, error.what());
       }
     }
+    for (Settings& settings : all) settings = identifying(*sweep.entry, settings);
     task_settings_.push_back(std::move(all));
     adapted_.push_back(std::move(adapted));
   }
@@ -264,6 +268,8 @@ class Expansion {
       cell.method = method.entry->info.name;
       cell.method_settings = settings;
       cell.label = fill_label(label, settings);
+      cell.weights = method.weights;
+      if (!cell.weights.empty() && method.label.empty()) cell.label += " (fitted)";
       cell.measure = sweep_.measure;
       cell.error = sweep_.error;
       cell.plugins = sweep_.plugins;
@@ -274,9 +280,9 @@ class Expansion {
 
   // One label, one method with its settings: else a figure would draw two as one.
   void check_label(const MethodSweep& method, const Cell& cell) {
-    const std::string meaning =
-        fmt::format("{}{}{}", cell.method, cell.method_settings.empty() ? "" : ":",
-                    to_string(cell.method_settings));
+    const std::string meaning = fmt::format(
+        "{}{}{}{}", cell.method, cell.method_settings.empty() ? "" : ":",
+        to_string(cell.method_settings), cell.weights.empty() ? "" : " weights=" + cell.weights);
     const auto [known, added] = labels_.emplace(cell.label, meaning);
     if (added || known->second == meaning) return;
     report(method.label.empty() ? method.place : method.label_place, method.path + ".label",
@@ -303,8 +309,12 @@ class Expansion {
               cell->threads = threads.value;
               cell->seed = seed.value;
               static const std::vector<Settings> kNone{{}};
-              for (const Settings& training : pass.value == Pass::train ? trainings_ : kNone) {
-                cell->train = training;
+              cell->train.clear();
+              cell->fit.clear();
+              for (const Settings& options : pass.value == Pass::train ? trainings_
+                                             : pass.value == Pass::fit ? fits_
+                                                                       : kNone) {
+                (pass.value == Pass::fit ? cell->fit : cell->train) = options;
                 add({m, t, s, p}, *cell);
               }
             }
@@ -355,7 +365,7 @@ class Expansion {
   const Sweep& sweep_;
   ConfigErrors& errors_;
   std::vector<Requested> problems_;
-  std::vector<Settings> trainings_;
+  std::vector<Settings> trainings_, fits_;
   std::vector<std::vector<Settings>> task_settings_;        // [task][settings]
   std::vector<std::vector<std::vector<Problem>>> adapted_;  // [task][settings][problem]
   std::unordered_map<std::string, Choices> index_;          // by cell id

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "harness/core/plugin.h"
+#include "harness/measure/fit_data.h"
 #include "harness/model/options.h"
 #include "harness/sweep/config_values.h"
 
@@ -14,12 +15,13 @@ namespace subquad {
 
 namespace {
 
-const std::vector<std::string> kTopKeys{"name",    "description", "seed",    "seeds",   "rounds",
-                                        "threads", "passes",      "problem", "methods", "tasks",
-                                        "train",   "measure",     "error",   "plugins", "plots"};
+const std::vector<std::string> kTopKeys{
+    "name",    "description", "seed",  "seeds", "rounds",  "threads", "passes",  "problem",
+    "methods", "tasks",       "train", "fit",   "measure", "error",   "plugins", "plots"};
 const std::vector<std::string> kProblemKeys{"batch", "heads",    "n",      "n_kv", "d_k",
                                             "d_v",   "head_dim", "causal", "scale"};
-const std::vector<std::string> kMethodKeys{"name", "label", "max_n", "passes", "threads"};
+const std::vector<std::string> kMethodKeys{"name",   "label",   "max_n",
+                                           "passes", "threads", "weights"};
 const std::vector<std::string> kTaskKeys{"name"};
 constexpr int kMaxThreads = 1024;
 
@@ -64,7 +66,8 @@ class Reader : private ValueReader {
     sweep.passes = passes(root, "");
     if (sweep.passes.empty()) sweep.passes.push_back({Pass::forward, root.place, "passes"});
     read_problem(root, &sweep.problem);
-    read_train(root, &sweep.train);
+    read_learning(root, "train", specs_of(train_fields()), &sweep.train);
+    read_learning(root, "fit", specs_of(fit_fields()), &sweep.fit);
     read_options(root, "measure", measure_fields(), &sweep.measure);
     read_options(root, "error", error_fields(), &sweep.error);
     read_methods(root, &sweep.methods);
@@ -260,15 +263,15 @@ class Reader : private ValueReader {
       });
   }
 
-  // The options of the train pass; any of them may be a list.
-  void read_train(const YamlNode& root, std::vector<ParamAxis>* train) {
+  // The options of the train or fit pass; any of them may be a list.
+  void read_learning(const YamlNode& root, const std::string& section,
+                     const std::vector<ParamSpec>& specs, std::vector<ParamAxis>* options) {
     YamlNode none;
     none.kind = YamlNode::Kind::map;
     none.place = root.place;
-    const YamlNode* node = root.find("train");
-    if (node != nullptr && !expect_map(*node, "train")) node = nullptr;
-    *train =
-        read_params(node == nullptr ? none : *node, "train", "train", specs_of(train_fields()), {});
+    const YamlNode* node = root.find(section);
+    if (node != nullptr && !expect_map(*node, section)) node = nullptr;
+    *options = read_params(node == nullptr ? none : *node, section, section, specs, {});
   }
 
   // ---- methods and tasks ----
@@ -358,6 +361,15 @@ class Reader : private ValueReader {
               read_params(item, path, method.entry->info.name, method.entry->params, kMethodKeys);
           read_one(item, path, "max_n", [&](const YamlNode& node, const std::string& key_path) {
             method.max_n = integer(node, key_path, 1, Index{1} << 24).value_or(0);
+          });
+          read_one(item, path, "weights", [&](const YamlNode& node, const std::string& key_path) {
+            if (node.kind != YamlNode::Kind::scalar || node.text.empty())
+              return refuse(node, key_path, "the path of a file of learned parameters");
+            if (!method.entry->info.learned)
+              return errors_.add(
+                  node.place, key_path,
+                  fmt::format("{} has no learned parameters", method.entry->info.name));
+            method.weights = node.text;
           });
           method.passes = passes(item, path);
           method.threads = threads(item, path);

@@ -48,14 +48,14 @@ std::string params_text(const std::vector<ParamAxis>& params) {
   return text;
 }
 
-bool trains(const Sweep& sweep) {
-  const auto has_train = [](const Axis<Pass>& passes) {
+bool has_pass(const Sweep& sweep, Pass wanted) {
+  const auto has = [wanted](const Axis<Pass>& passes) {
     return std::any_of(passes.begin(), passes.end(),
-                       [](const Choice<Pass>& pass) { return pass.value == Pass::train; });
+                       [wanted](const Choice<Pass>& pass) { return pass.value == wanted; });
   };
-  return has_train(sweep.passes) ||
+  return has(sweep.passes) ||
          std::any_of(sweep.methods.begin(), sweep.methods.end(),
-                     [&](const MethodSweep& method) { return has_train(method.passes); });
+                     [&](const MethodSweep& method) { return has(method.passes); });
 }
 
 }  // namespace
@@ -88,7 +88,10 @@ std::string resolved_yaml(const Sweep& sweep) {
   for (const MethodSweep& method : sweep.methods) {
     y += fmt::format(
         "  - {{name: {}{}, label: {}", method.entry->info.name, params_text(method.params),
-        quoted(method.label.empty() ? default_label(sweep, *method.entry) : method.label));
+        quoted(!method.label.empty() ? method.label
+                                     : default_label(sweep, *method.entry) +
+                                           (method.weights.empty() ? "" : " (fitted)")));
+    if (!method.weights.empty()) y += fmt::format(", weights: {}", quoted(method.weights));
     if (method.max_n > 0) y += fmt::format(", max_n: {}", method.max_n);
     if (!method.passes.empty()) y += fmt::format(", passes: {}", list(method.passes, pass_name));
     if (!method.threads.empty()) y += fmt::format(", threads: {}", list(method.threads, number));
@@ -104,9 +107,11 @@ std::string resolved_yaml(const Sweep& sweep) {
       real(m.max_spread), real(m.timeout_s), m.memory_limit_mb, m.pin);
   y += fmt::format("error:\n  max_gflop: {}\n  rows: {}\n  matrix_rows: {}\n  top_k: {}\n",
                    real(e.max_gflop), e.rows, e.matrix_rows, e.top_k);
-  if (trains(sweep)) {
-    y += "train:\n";
-    for (const ParamAxis& axis : sweep.train)
+  for (const auto& [section, pass, options] :
+       {std::tuple{"train", Pass::train, &sweep.train}, {"fit", Pass::fit, &sweep.fit}}) {
+    if (!has_pass(sweep, pass)) continue;
+    y += fmt::format("{}:\n", section);
+    for (const ParamAxis& axis : *options)
       y += fmt::format("  {}: {}\n", axis.name, list(axis.values, scalar));
   }
   if (!sweep.plugins.empty()) {

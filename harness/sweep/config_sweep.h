@@ -35,9 +35,10 @@ struct MethodSweep {
   std::vector<ParamAxis> params;  // every parameter, in the order of the schema
   std::string label;              // template; "" = default
   YamlPlace label_place;
-  Index max_n = 0;    // 0 = no limit
-  Axis<Pass> passes;  // empty = those of the config
-  Axis<int> threads;  // empty = those of the config
+  std::string weights;  // file of learned parameters; "" = none
+  Index max_n = 0;      // 0 = no limit
+  Axis<Pass> passes;    // empty = those of the config
+  Axis<int> threads;    // empty = those of the config
 };
 
 struct TaskSweep {
@@ -70,6 +71,7 @@ struct Sweep {
   std::vector<MethodSweep> methods;
   std::vector<TaskSweep> tasks;
   std::vector<ParamAxis> train;  // every option of training, in the order of the schema
+  std::vector<ParamAxis> fit;    // every option of fitting
   MeasureOptions measure;
   ErrorOptions error;
   std::vector<std::string> plugins;  // absolute paths

@@ -196,7 +196,8 @@ Getter getter_of(const std::string& expression, const std::string& key,
   }
   std::set<std::string> params;
   for (const Cell& cell : cells)
-    for (const Settings* settings : {&cell.method_settings, &cell.task_settings, &cell.train})
+    for (const Settings* settings :
+         {&cell.method_settings, &cell.task_settings, &cell.train, &cell.fit})
       for (const auto& [name, value] : *settings) params.insert(name);
   if (!params.contains(key)) {
     known.insert(known.end(), params.begin(), params.end());
@@ -206,7 +207,8 @@ Getter getter_of(const std::string& expression, const std::string& key,
                                                 : fmt::format("did you mean \"{}\"?", near)));
   }
   return [key](const Cell& cell) -> std::optional<ParamValue> {
-    for (const Settings* settings : {&cell.method_settings, &cell.task_settings, &cell.train})
+    for (const Settings* settings :
+         {&cell.method_settings, &cell.task_settings, &cell.train, &cell.fit})
       if (const auto found = settings->find(key); found != settings->end()) return found->second;
     return std::nullopt;
   };

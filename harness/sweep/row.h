@@ -133,6 +133,12 @@ inline constexpr Column kColumns[] = {
     {"bandwidth_gbs", "worker",
      "GB/s of reading or copying memory on the cell's threads, the better; at most a minute old"},
     {"fraction_of_bandwidth", "runner", "decode: state_bytes / time_s / bandwidth_gbs"},
+    // learned parameters of methods
+    {"fit_params", "runner", "fit: a=1;b=2, every option"},
+    {"learned_from", "worker",
+     "how learned parameters came: initial (untrained), fit (in this cell), train, or a file"},
+    {"fit_first_loss", "worker", "fit: squared relative error on training inputs before it"},
+    {"fit_last_loss", "worker", "fit: mean of the same over the last tenth of the steps"},
 };
 
 }  // namespace subquad

@@ -59,6 +59,7 @@ RowFields asked_columns(const Cell& cell, const Provenance& provenance) {
   row["task"] = cell.task;
   row["task_params"] = to_string(cell.task_settings);
   row["train_params"] = to_string(cell.train);
+  row["fit_params"] = to_string(cell.fit);
   row["pass"] = name(cell.pass);
   row["causal"] = p.causal ? "1" : "0";
   for (const auto& [column, size] : {std::pair{"batch", p.batch},
@@ -311,6 +312,10 @@ void Sweep::run_step(const Step& step) {
   job.cell = cell;
   job.round = step.round;
   if (needs_reference(cell)) job.reference_path = reference_for(cell);
+  // Another build may compute other weights.
+  if (cell.pass == Pass::train)
+    job.train_directory = fmt::format("{}/train-{}-{}-{}", directory_.cache_directory(), id,
+                                      step.round, provenance_.build_id);
   const std::string bandwidth = bandwidth_for(cell);
   if (stopped()) return;
 
@@ -349,6 +354,9 @@ void Sweep::run_step(const Step& step) {
   row["wall_s"] = fmt::format("{:.4f}", end.wall_s);
   store_.append(row, result.samples, result.curve);
   status_[{id, step.round}] = result.status;
+  std::error_code ignored;  // what a timeout or a crash left is for the next attempt
+  if (!job.train_directory.empty() && result.columns.contains("steps"))
+    std::filesystem::remove_all(job.train_directory, ignored);
   if (result.status == Status::unstable) {
     std::string flags = row["flags"] + ";";
     for (std::size_t from = 0, to = 0; (to = flags.find(';', from)) != std::string::npos;

@@ -40,7 +40,7 @@ void run(const Job& job, JobResult* result) {
     make_reference_file(job.cell, job.reference_path);
     result->status = Status::ok;
   } else if (job.cell.pass == Pass::train) {
-    train_cell(job.cell, result);
+    train_cell(job.cell, job.train_directory, result);
   } else {
     measure_cell(job.cell, job.reference_path, result);
   }

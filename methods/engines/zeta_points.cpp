@@ -114,7 +114,8 @@ void ZetaPoints::pull_back(const float* points, const float* dpoints, Index coun
     for (Index c = 0; c < options_.d_key; ++c) {
       const auto value = static_cast<double>(t[c]);
       const double through = options_.clamp ? (std::fabs(value) < 1 ? 1 : 0) : 1 - value * value;
-      slope[c] = through * static_cast<double>(g[c]);
+      // Padding may hold anything, but has no gradient.
+      slope[c] = g[c] != 0 ? through * static_cast<double>(g[c]) : 0;
     }
     float* const to = dx + r * d_;
     if (!projects_) {

@@ -18,7 +18,7 @@ ZetaOptions options_of(const Params& p) {
 
 class CauchyDense final : public ZetaMethod {
  public:
-  explicit CauchyDense(const Params& params) : ZetaMethod(options_of(params)) {}
+  explicit CauchyDense(const Params& params) : ZetaMethod(options_of(params), params) {}
 };
 
 const RegisterMethod<CauchyDense, Params> kRegistration{

@@ -19,7 +19,7 @@ ZetaOptions options_of(const Params& p) {
 
 class CauchyTopK final : public ZetaMethod {
  public:
-  explicit CauchyTopK(const Params& params) : ZetaMethod(options_of(params)) {}
+  explicit CauchyTopK(const Params& params) : ZetaMethod(options_of(params), params) {}
 };
 
 const RegisterMethod<CauchyTopK, Params> kRegistration{

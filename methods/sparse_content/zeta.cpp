@@ -28,7 +28,7 @@ ZetaOptions options_of(const Params& p) {
 
 class Zeta final : public ZetaMethod {
  public:
-  explicit Zeta(const Params& params) : ZetaMethod(options_of(params)) {}
+  explicit Zeta(const Params& params) : ZetaMethod(options_of(params), params) {}
 };
 
 const RegisterMethod<Zeta, Params> kRegistration{

@@ -9,7 +9,7 @@ namespace {
 class ZetaTopK final : public ZetaMethod {
  public:
   explicit ZetaTopK(const ZetaChunkParams& params)
-      : ZetaMethod(params.options(ZetaOptions::Candidates::pool)) {}
+      : ZetaMethod(params.options(ZetaOptions::Candidates::pool), params) {}
 };
 
 const RegisterMethod<ZetaTopK, ZetaChunkParams> kRegistration{

@@ -26,13 +26,14 @@ NUMERIC = [
     "matrix_rows",
     "fma_peak_gflops", "fraction_of_peak", "bandwidth_gbs", "fraction_of_bandwidth",
     "accuracy", "loss", "bits", "perplexity", "validation_accuracy", "validation_loss",
-    "best_accuracy", "steps", "best_step", "half_step", "parameters",
+    "best_accuracy", "steps", "best_step", "half_step", "parameters", "fit_first_loss",
+    "fit_last_loss",
 ]
 TEXT = [
     "cell_id", "status", "reason", "method", "label", "method_params", "family", "approximates",
     "task", "task_params", "pass", "seed", "error_of", "method_metrics", "flags", "build",
     "build_id", "cpu", "host", "started", "command", "bounds_in", "bounded_by",
-    "train_params", "evaluation", "stopped", "floors",
+    "train_params", "evaluation", "stopped", "floors", "fit_params", "learned_from",
 ]
 REQUIRED = ["cell_id", "round", "status", "method", "task", "pass", "n"]
 

@@ -159,7 +159,10 @@ TEST_CASE("a step allocates nothing after the first", "[model]") {
   CHECK(alloc_calls() == before);
 }
 
-TEST_CASE("memory of a step grows linearly with n for dense attention", "[model]") {
+TEST_CASE(
+    "memory of a step grows linearly with n for linear and streamed attention, "
+    "quadratically for whole matrices",
+    "[model]") {
   const auto bytes = [](Index n, const char* method) {
     const ToyTask task(kToyTokens);
     TrainSetup setup = toy_setup(task, method);
@@ -175,10 +178,14 @@ TEST_CASE("memory of a step grows linearly with n for dense attention", "[model]
   };
   if (!hooks_active()) return;
   // Twice the length: twice the memory when it is linear, four times when it is quadratic.
-  const double dense = bytes(2048, "dense") / bytes(1024, "dense"),
+  const double linear = bytes(2048, "linear") / bytes(1024, "linear"),
+               dense = bytes(2048, "dense") / bytes(1024, "dense"),
                naive = bytes(2048, "dense_naive") / bytes(1024, "dense_naive");
-  INFO("dense " << dense << ", dense_naive " << naive);
+  INFO("linear " << linear << ", dense " << dense << ", dense_naive " << naive);
+  CHECK(linear < 2.2);
+  CHECK(linear > 1.5);
   CHECK(dense < 2.2);
+  CHECK(dense > 1.5);
   CHECK(naive > 3);
 }
 

@@ -18,6 +18,7 @@ namespace {
 // Configs whose files the user supplies, and what they say without them.
 const std::map<std::string, std::string> kNeedFiles{
     {"npy_capture", "npy: capture: not a directory"},
+    {"captured", "results/recall: no such file"},
     {"r3_trained", "capture: not a directory"},
     {"plugin", "No such file or directory"},
     {"peers", "unknown method"}};

@@ -10,6 +10,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
+#include "harness/measure/train_cell.h"
 #include "harness/model/options.h"
 #include "harness/sweep/config.h"
 #include "harness/sweep/results_store.h"
@@ -161,4 +162,54 @@ TEST_CASE("curves are stored beside the rows", "[sweep][train]") {
         "0123456789abcdef,0,1,3,1.5,1.25,0.5,0.001,0.100\n"
         "0123456789abcdef,0,1,6,1,1,0.75,0.001,0.200\n"
         "0123456789abcdef,0,1,9,1,1,1,0.001,0.300\n");
+}
+
+TEST_CASE("a sweep takes q, k and v from a trained model", "[sweep][train][capture]") {
+  const Folder folder;
+  const Cell cell = training();
+  const auto task = make_task(cell.task, cell.task_settings);
+  train(train_setup(cell, *task), {folder.path, false}, {});
+  const std::string config =
+      "name: captured\nthreads: 1\nrounds: 1\nseeds: 4\nproblem: {batch: 2, n: 99}\n"
+      "methods: [dense, {name: sliding_window, window: 4, sinks: 0}]\n"
+      "tasks: [{name: mqar, from: " +
+      folder.path +
+      ", layer: [0, 1]}]\n"
+      "measure: {min_time_s: 1e-4, repetitions: 1, warmup_s: 0, input_sets: 2}\n";
+  CHECK_THROWS_WITH(loaded(config), Catch::Contains("has 1 layers"));
+  CHECK_THROWS_WITH(loaded(config, {"tasks[0].layer=0", "tasks[0].pairs=[2, 4]"}),
+                    Catch::Contains("trained with pairs=2, got pairs=4"));
+  const Config sweep = loaded(config, {"tasks[0].layer=0", "tasks[0].head=[-1, 0]"});
+  REQUIRE(sweep.cells.size() == 4);
+  CHECK(to_string(sweep.cells[0].task_settings) == "from=" + folder.path + ";head=-1;layer=0");
+  CHECK(sweep.cells[0].problem.n == 16);
+  CHECK(sweep.cells[0].problem.causal);
+  for (const Cell& one : sweep.cells) {
+    const JobResult result = run(one);
+    INFO(one.str() << ": " << result.reason);
+    REQUIRE((result.status == Status::ok || result.status == Status::unstable));
+    const double error = std::stod(result.columns.at("rel_error"));
+    if (one.method == "dense") {
+      CHECK(error <= 1e-5);
+    } else {
+      CHECK(error > 1e-3);
+    }
+  }
+  const Config again = loaded(sweep.resolved_yaml);
+  REQUIRE(again.cells.size() == 4);
+  CHECK(again.cells[3].id() == sweep.cells[3].id());
+  Cell training_on_it = cell;
+  training_on_it.task_settings = sweep.cells[0].task_settings;
+  CHECK(run(training_on_it).status == Status::unsupported);
+}
+
+TEST_CASE("keys of capture are no part of a cell that has no checkpoint",
+          "[sweep][train][capture]") {
+  for (const Cell& cell : loaded(kConfig).cells) {
+    CHECK_FALSE(cell.task_settings.contains("from"));
+    CHECK(cell.task_settings.contains("pairs"));
+  }
+  CHECK_THROWS_WITH(loaded(kConfig, {"tasks[0].layer=[0, 1]"}), Catch::Contains("same cell"));
+  CHECK_THROWS_WITH(loaded(kConfig, {"tasks[0].from=nowhere.safetensors"}),
+                    Catch::Contains("nowhere.safetensors: no such file"));
 }

@@ -1,0 +1,54 @@
+#include "harness/core/method_weights.h"
+
+#include <cstring>
+#include <filesystem>
+
+#include "harness/core/error.h"
+#include "harness/core/safetensors.h"
+
+namespace subquad {
+namespace {
+
+// "runs/a/checkpoint.safetensors:2" -> the path and "layers.2.method."; without a layer: "".
+std::pair<std::string, std::string> split_source(const std::string& source) {
+  std::error_code error;
+  const std::size_t colon = source.rfind(':');
+  if (std::filesystem::exists(source, error) || colon == std::string::npos ||
+      colon + 1 == source.size() ||
+      source.find_first_not_of("0123456789", colon + 1) != std::string::npos)
+    return {source, ""};
+  std::filesystem::path path = source.substr(0, colon);
+  if (std::filesystem::is_directory(path, error)) path /= "checkpoint.safetensors";
+  return {path.string(), fmt::format("layers.{}.method.", source.substr(colon + 1))};
+}
+
+}  // namespace
+
+void save_method_weights(const std::string& path, const std::string& method,
+                         const Settings& settings, Method& prepared) {
+  std::vector<FileTensor> tensors;
+  for (const Parameter* p : prepared.parameters())
+    tensors.push_back({p->name, p->shape, "F32", p->value.data()});
+  write_safetensors(path, tensors, {{"method", method}, {"settings", to_string(settings)}});
+}
+
+void load_method_weights(const std::string& source, const std::string& method, Method& prepared) {
+  const std::vector<Parameter*> parameters = prepared.parameters();
+  if (parameters.empty())
+    throw Unsupported(fmt::format("{} has no parameters that weights could fill", method));
+  const auto [path, prefix] = split_source(source);
+  std::error_code error;
+  if (!std::filesystem::exists(path, error))
+    throw UserError(fmt::format("weights: {}: no such file", path));
+  const TensorFile file = read_safetensors(path);
+  const auto owner = file.metadata.find("method");
+  if (prefix.empty() && owner != file.metadata.end() && owner->second != method)
+    throw UserError(
+        fmt::format("weights: {}: of the method {}, expected {}", path, owner->second, method));
+  for (Parameter* p : parameters) {
+    const auto& tensor = file.get(path, prefix + p->name, "F32", p->shape);
+    std::memcpy(p->value.data(), tensor.bytes.data(), tensor.bytes.size());
+  }
+}
+
+}  // namespace subquad

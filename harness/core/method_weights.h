@@ -1,0 +1,22 @@
+// Learned parameters of a method in a file (safetensors): what a fit leaves for later cells.
+#pragma once
+
+#include <string>
+
+#include "harness/core/method.h"
+#include "harness/core/params.h"
+
+namespace subquad {
+
+// All parameters() by name, with method and settings as metadata. StorageError when the file cannot
+// be written entirely.
+void save_method_weights(const std::string& path, const std::string& method,
+                         const Settings& settings, Method& prepared);
+
+// Into a method that was prepared: every parameter has to be there with its shape. `source` is a
+// file of save_method_weights, or CHECKPOINT:LAYER, a layer of a trained model. UserError in one
+// line when it is missing, damaged, of another method or of other sizes; Unsupported when the
+// method has no parameters.
+void load_method_weights(const std::string& source, const std::string& method, Method& prepared);
+
+}  // namespace subquad
