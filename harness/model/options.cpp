@@ -19,6 +19,7 @@ const std::vector<Field<TrainOptions>>& train_fields() {
       choice("pool", &O::pool, {"mean", "cls", "last"}, "what a sequence classifier reads"),
       param("dropout", &O::dropout, {0, 0.99}, "of the embedding and of every residual branch"),
       param("init_std", &O::init_std, {0, 10}, "standard deviation of the initial weights"),
+      param("qk_std", &O::qk_std, {0, 10}, "that of queries and keys; 0 = init_std"),
       choice("optimizer", &O::optimizer, {"adamw", "adam", "radam"},
              "weight decay is decoupled "
              "for adamw and radam"),

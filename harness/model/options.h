@@ -22,6 +22,7 @@ struct TrainOptions {
   std::string pool = "mean";  // what a sequence classifier reads
   double dropout = 0;         // of the embedding and of every residual branch
   double init_std = 0.02;     // GPT-2
+  double qk_std = 0;          // of the weights of queries and keys; 0 = init_std
   // ---- optimizer ----
   std::string optimizer = "adamw";
   double learning_rate = 1e-3;

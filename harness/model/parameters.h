@@ -16,6 +16,8 @@ struct ParameterEntry {
   Index offset = 0;
   bool decay = true;  // weight decay applies
   double init_std = 0, init_mean = 0;
+  Index first_rows = 0;  // rows of dims[0] that begin with first_std instead
+  double first_std = 0;
 };
 
 class ParameterLayout {
@@ -25,9 +27,14 @@ class ParameterLayout {
                   double init_mean = 0) {
     for (const ParameterEntry& entry : entries_)
       SUBQUAD_CHECK(entry.name != name, "parameter {} twice", name);
-    entries_.push_back({std::move(name), dims, size_, decay, init_std, init_mean});
+    entries_.push_back({std::move(name), dims, size_, decay, init_std, init_mean, 0, 0});
     size_ += (dims.count() + 15) / 16 * 16;  // every tensor starts a cache line; gaps stay zero
     return entries_.size() - 1;
+  }
+  // The first rows of an entry begin with another standard deviation.
+  void set_first_rows(std::size_t number, Index rows, double std) {
+    entries_[number].first_rows = rows;
+    entries_[number].first_std = std;
   }
   const std::vector<ParameterEntry>& entries() const { return entries_; }
   const ParameterEntry& operator[](std::size_t i) const { return entries_[i]; }

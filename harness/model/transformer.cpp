@@ -33,9 +33,12 @@ void initialise(const ParameterLayout& layout, Seed seed, float* weights) {
   for (const ParameterEntry& entry : layout.entries()) {
     float* const to = weights + entry.offset;
     const Index count = entry.dims.count();
-    if (entry.init_std > 0) fill_normal(derive(seed, "weights " + entry.name), to, count);
+    if (entry.init_std > 0 || entry.first_std > 0)
+      fill_normal(derive(seed, "weights " + entry.name), to, count);
+    const Index first = entry.first_rows * (count / std::max<Index>(1, entry.dims[0]));
     for (Index i = 0; i < count; ++i)
-      to[i] = static_cast<float>(entry.init_mean + entry.init_std * static_cast<double>(to[i]));
+      to[i] = static_cast<float>(entry.init_mean + (i < first ? entry.first_std : entry.init_std) *
+                                                       static_cast<double>(to[i]));
   }
 }
 
@@ -96,6 +99,7 @@ Transformer<T>::Transformer(const TrainOptions& options, const ModelSizes& sizes
     Layer layer{};
     layer.ln1 = add_norm(name + "ln1", d);
     layer.qkv_weight = layout_.add(name + "attn.qkv.weight", {2 * qk + v, d}, true, std);
+    if (options.qk_std > 0) layout_.set_first_rows(layer.qkv_weight, 2 * qk, options.qk_std);
     layer.qkv_bias = layout_.add(name + "attn.qkv.bias", {2 * qk + v}, false, 0);
     layer.out = add_linear(name + "attn.out", d, v, branch);
     if (sizes.hidden > 0) {

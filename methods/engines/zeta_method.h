@@ -236,7 +236,10 @@ class ZetaMethod : public Method {
   }
   std::vector<Metric> metrics() const override {
     const ZetaAttention::Recall recall = attention_.recall();
-    return {{"pool_recall", recall.pool}, {"past_recall", recall.past}};
+    std::vector<Metric> all{{"pool_recall", recall.pool}, {"past_recall", recall.past}};
+    // Whatever was fitted: a seeded matrix was not.
+    if (!learned_ && problem_.d_k != proj_.d_key) all.push_back({"seeded_projection", 1});
+    return all;
   }
   double flops(const Problem& p, Pass pass) const override {
     const double own = ZetaAttention::flops(searched(p), options_, pass);

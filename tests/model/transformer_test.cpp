@@ -189,5 +189,27 @@ TEST_CASE("a task that pads needs a method that can leave keys out", "[model]") 
   CHECK_THROWS_AS(TrainState(setup), Unsupported);
 }
 
+TEST_CASE("queries and keys may begin with a deviation of their own", "[model]") {
+  const ToyTask task(kToyTokens);
+  TrainSetup setup = toy_setup(task);
+  setup.problem.d_k = setup.problem.d_v = 32;
+  const auto deviation = [&](const TrainSetup& s, Index from, Index rows) {
+    TrainState state(s);
+    for (const ParameterEntry& entry : state.layout().entries()) {
+      if (entry.name != "layers.1.attn.qkv.weight") continue;
+      const Index width = entry.dims[1];
+      double square = 0;
+      for (Index i = from * width; i < (from + rows) * width; ++i)
+        square += std::pow(static_cast<double>(state.weights()[entry.offset + i]), 2);
+      return std::sqrt(square / static_cast<double>(rows * width));
+    }
+    return 0.0;
+  };
+  CHECK(deviation(setup, 0, 192) == Approx(0.02).epsilon(0.05));
+  setup.options.qk_std = 0.3;
+  CHECK(deviation(setup, 0, 128) == Approx(0.3).epsilon(0.05));  // 2 heads of q and k
+  CHECK(deviation(setup, 128, 64) == Approx(0.02).epsilon(0.05));
+}
+
 }  // namespace
 }  // namespace subquad
