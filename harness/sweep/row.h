@@ -133,6 +133,12 @@ inline constexpr Column kColumns[] = {
     {"bandwidth_gbs", "worker",
      "GB/s of reading or copying memory on the cell's threads, the better; at most a minute old"},
     {"fraction_of_bandwidth", "runner", "decode: state_bytes / time_s / bandwidth_gbs"},
+    // what a query sees, where the method or its decoder shows it; and single tokens
+    {"recall_topk", "worker", "share of the exact top k keys that get any weight, mean over rows"},
+    {"mass_recall", "worker", "exact mass of the keys that get any weight, mean over rows"},
+    {"row_error", "worker", "mean over rows of the relative error of a row"},
+    {"token_p50_s", "worker", "decode: median time of a token, each timed alone"},
+    {"token_p95_s", "worker", "decode: 95 % of the tokens take no longer"},
 };
 
 }  // namespace subquad
