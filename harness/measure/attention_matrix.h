@@ -11,4 +11,8 @@ namespace subquad {
 // undo the measurement.
 void attention_matrix(const Cell& cell, Method& method, const PassRun& run, CellReport& report);
 
+// Of a decoder: the time of single steps, and the same columns from the keys that it showed in
+// about matrix_rows of them. Columns as above.
+void decoder_trace(const Cell& cell, PassRun& run, CellReport& report);
+
 }  // namespace subquad

@@ -87,6 +87,7 @@ void ErrorSums::add(const BasicTensorView<const double>& exact, ConstTensorView 
       max_abs_ = std::max(max_abs_, difference.cwiseAbs().maxCoeff());
       if (e2 > negligible2) {
         ++directed_rows_;
+        row_error_ += difference.norm() / std::sqrt(e2);
         if (g2 > 0) cosine_ += e.dot(converted) / std::sqrt(e2 * g2);
       }
       sum += e;
@@ -104,13 +105,14 @@ ErrorMetrics ErrorSums::metrics() const {
   m.rows = rows_;
   if (!std::isfinite(error2_) || !std::isfinite(exact2_)) {
     m.relative_defined = false;
-    m.relative = m.max_abs = m.cosine = std::numeric_limits<double>::quiet_NaN();
+    m.relative = m.max_abs = m.cosine = m.row_relative = std::numeric_limits<double>::quiet_NaN();
     return m;
   }
   m.max_abs = max_abs_;
   m.cosine = directed_rows_ > 0 ? cosine_ / static_cast<double>(directed_rows_)
              : error2_ == 0     ? 1
                                 : 0;
+  m.row_relative = directed_rows_ > 0 ? row_error_ / static_cast<double>(directed_rows_) : 0;
   if (exact2_ > 0) {
     m.relative = std::sqrt(error2_ / exact2_);
   } else {
@@ -167,11 +169,15 @@ bool MatrixSums::add(const MatrixD& exact, const Matrix& got, Index top_k) {
                      order.end(), [&p](Index a, Index b) {  // ties: the earlier key
                        return p[a] > p[b] || (p[a] == p[b] && a < b);
                      });
-    double exact_mass = 0, got_mass = 0;
+    double exact_mass = 0, got_mass = 0, found = 0;
     for (std::size_t i = 0; i < k; ++i) {
       exact_mass += p[order[i]];
       got_mass += static_cast<double>(got(r, order[i]));
+      if (got(r, order[i]) != 0.f) ++found;
     }
+    if (k > 0) recall_ += found / static_cast<double>(k);
+    for (Index j = 0; j < p.size(); ++j)
+      if (got(r, j) != 0.f) seen_mass_ += p[j];
     kl_ += kl;
     mass_ += exact_mass > 0 ? got_mass / exact_mass : 0;
     ++rows_;
@@ -188,6 +194,8 @@ std::optional<MatrixMetrics> MatrixSums::metrics() const {
                        .negative = negative_,
                        .relative = std::sqrt(error2_ / exact2_),
                        .row_tv = tv_ / static_cast<double>(judged_rows_),
+                       .recall = recall_ / rows,
+                       .mass = seen_mass_ / rows,
                        .judged_rows = judged_rows_};
 }
 

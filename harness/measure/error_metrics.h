@@ -33,6 +33,7 @@ struct ErrorMetrics {
   // Mean over the rows that have a direction (norm above 1e-9 of the rms row); a zero row of the
   // output counts 0 there.
   double cosine = 0;
+  double row_relative = 0;  // mean over the same rows of ||got - exact|| / ||exact||
   Index rows = 0;
   // ||exact - (mean row of its head)||_F / ||exact||_F: what a method that writes one constant row
   // would be off by. Small means that the comparison proves little.
@@ -54,7 +55,7 @@ class ErrorSums {
   ErrorMetrics metrics() const;
 
  private:
-  double error2_ = 0, exact2_ = 0, constant2_ = 0, max_abs_ = 0, cosine_ = 0;
+  double error2_ = 0, exact2_ = 0, constant2_ = 0, max_abs_ = 0, cosine_ = 0, row_error_ = 0;
   Index rows_ = 0, directed_rows_ = 0, most_rows_per_head_ = 0;
 };
 
@@ -70,6 +71,8 @@ struct MatrixMetrics {
   bool negative = false;  // some weight is negative: kl has no meaning
   double relative = 0;    // ||w - p||_F / ||p||_F over all rows
   double row_tv = 0;      // mean over all rows of sum_j |w_j - p_j| / 2
+  double recall = 0;      // share of the exact top k keys that have any weight, mean over rows
+  double mass = 0;        // exact mass of the keys that have any weight, mean over rows
   Index judged_rows = 0;  // all rows
 };
 
@@ -85,7 +88,7 @@ class MatrixSums {
   std::optional<MatrixMetrics> metrics() const;  // empty without rows that have exact mass
 
  private:
-  double kl_ = 0, mass_ = 0, error2_ = 0, exact2_ = 0, tv_ = 0;
+  double kl_ = 0, mass_ = 0, recall_ = 0, seen_mass_ = 0, error2_ = 0, exact2_ = 0, tv_ = 0;
   Index rows_ = 0, judged_rows_ = 0;
   bool negative_ = false;
 };

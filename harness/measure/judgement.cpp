@@ -90,6 +90,7 @@ void Judgement::judge() {
   if (m.relative_defined) report_.put("rel_error", m.relative);
   report_.put("max_error", m.max_abs);
   report_.put("cosine", m.cosine);
+  report_.put("row_error", m.row_relative);
   const Index heads = cell_.problem.batch * cell_.problem.heads;
   const Index per_head = gradients ? reference_.dq.n() : reference_.out.n();
   const bool decode = cell_.pass == Pass::decode;

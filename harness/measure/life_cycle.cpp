@@ -87,6 +87,7 @@ class LifeCycle {
     time();
     find_leaked_threads(tasks);
     attention_matrix(cell_, *method_, *run_, report_);
+    if (cell_.pass == Pass::decode) decoder_trace(cell_, *run_, report_);
     probe();
   }
 

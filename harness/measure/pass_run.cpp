@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "harness/measure/checksum.h"
+#include "harness/measure/memory.h"
 
 namespace subquad {
 namespace {
@@ -142,6 +143,16 @@ class DecodePass final : public PassRun {
     return peak;
   }
   Index steps() const override { return steps_; }
+  bool each_step(Index set,
+                 const std::function<void(Index, double, const Decoder&)>& after) override {
+    ready(set);
+    for (Index t = 0; t < steps_; ++t) {
+      const double start = monotonic_seconds();
+      step(set, t);
+      after(t, monotonic_seconds() - start, *decoder_);
+    }
+    return true;
+  }
 
   std::vector<PassOutput> outputs(Index set) override { return {{"out", at(set).out}}; }
   std::vector<TensorView> linear_inputs(Index set) override {

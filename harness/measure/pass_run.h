@@ -4,6 +4,7 @@
 // task with set = 0, 1, ...; the cotangents of backward are standard normal (make_dout).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -66,6 +67,13 @@ class PassRun {
   virtual CacheBytes call_tracking_bytes(Index set) {
     call(set);
     return {};
+  }
+  // ready(set) and one call, step by step: `after` is called outside the time of each step.
+  // Returns false where a call has no steps.
+  virtual bool each_step(
+      Index /*set*/,
+      const std::function<void(Index step, double seconds, const Decoder&)>& /*after*/) {
+    return false;
   }
 
  protected:

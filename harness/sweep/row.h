@@ -139,6 +139,12 @@ inline constexpr Column kColumns[] = {
      "how learned parameters came: initial (untrained), fit (in this cell), train, or a file"},
     {"fit_first_loss", "worker", "fit: squared relative error on training inputs before it"},
     {"fit_last_loss", "worker", "fit: mean of the same over the last tenth of the steps"},
+    // what a query sees, where the method or its decoder shows it; and single tokens
+    {"recall_topk", "worker", "share of the exact top k keys that get any weight, mean over rows"},
+    {"mass_recall", "worker", "exact mass of the keys that get any weight, mean over rows"},
+    {"row_error", "worker", "mean over rows of the relative error of a row"},
+    {"token_p50_s", "worker", "decode: median time of a token, each timed alone"},
+    {"token_p95_s", "worker", "decode: 95 % of the tokens take no longer"},
 };
 
 }  // namespace subquad

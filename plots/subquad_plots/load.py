@@ -27,7 +27,7 @@ NUMERIC = [
     "fma_peak_gflops", "fraction_of_peak", "bandwidth_gbs", "fraction_of_bandwidth",
     "accuracy", "loss", "bits", "perplexity", "validation_accuracy", "validation_loss",
     "best_accuracy", "steps", "best_step", "half_step", "parameters", "fit_first_loss",
-    "fit_last_loss",
+    "fit_last_loss", "recall_topk", "mass_recall", "row_error", "token_p50_s", "token_p95_s",
 ]
 TEXT = [
     "cell_id", "status", "reason", "method", "label", "method_params", "family", "approximates",

@@ -40,6 +40,8 @@ TEST_CASE("errors of worked tensors", "[error_metrics]") {
   const ErrorMetrics other = compare(exact, tensor({3, 3, 5, 0}, 2, 2));
   CHECK(other.relative == Approx(std::sqrt(51.0 / 50)));
   CHECK(other.max_abs == 5);
+  CHECK(other.row_relative == Approx((1.0 / 5 + std::sqrt(50.0) / 5) / 2));
+  CHECK(same.row_relative == 0);
   CHECK(other.cosine == Approx((21 / (5 * std::sqrt(18.0)) + 0) / 2));
   // mean row (1.5, 4.5): deviations (1.5, -0.5), (-1.5, 0.5)
   CHECK(other.constant_row_error == Approx(std::sqrt(5.0 / 50)));
@@ -134,6 +136,15 @@ TEST_CASE("divergence and top-k mass of worked rows", "[error_metrics]") {
   CHECK(m.rows == 2);
   CHECK(m.kl == Approx((0.25 * std::log(2.0) + std::log(1 / kKlFloor)) / 2));
   CHECK(m.topk_mass == Approx((0.5 + 0) / 2));
+  // All keys of the first row get weight, of the second only one without exact mass.
+  CHECK(m.recall == Approx((1 + 0) / 2.0));
+  CHECK(m.mass == Approx((1 + 0) / 2.0));
+  MatrixSums half;
+  Matrix few = exact.cast<float>();
+  few(0, 1) = 0;
+  REQUIRE(half.add(exact, few, 2));  // the top 2 of the second row are its one key and a tie
+  CHECK(half.metrics()->recall == Approx((0.5 + 0.5) / 2));
+  CHECK(half.metrics()->mass == Approx((0.75 + 1) / 2));
 
   MatrixSums self;
   REQUIRE(self.add(exact, exact.cast<float>(), 2));

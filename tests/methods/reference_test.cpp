@@ -131,6 +131,44 @@ std::vector<Settings> settings_of(const std::string& name) {
     return {lsh(3, 4, 16, "mean", false), lsh(2, 1, 1, "mean", false), lsh(2, 2, 7, "mean", true),
             lsh(2, 2, 7, "lse", false),   lsh(2, 3, 100, "lse", true), {}};
   }
+  if (name == "window" || name == "random_cache" || name == "release_oracle" ||
+      name == "topk_oracle")
+    return {one("m", 7), one("m", 1), one("m", 64), {}};
+  if (name == "adore" || name == "adore_oracle") {
+    // Scores of the controller are float32 and may tie to within rounding: cache_policy_test.
+    std::vector<Settings> all;
+    for (const Index r : {3, 0, 1000}) all.push_back({{"m", Index{16}}, {"r", r}});
+    all.push_back({{"m", Index{9}}, {"keep_rebuilt", false}});
+    all.push_back({{"m", Index{9}}, {"rebuild_gate", true}});
+    all.push_back({{"m", Index{1}}});
+    if (name == "adore_oracle") return all;
+    for (Settings& s : all) s["score"] = std::string("h2o");
+    all.push_back({{"m", Index{12}}, {"score", std::string("random")}});
+    all.push_back({{"m", Index{12}}, {"score", std::string("recency")}});
+    all.back().insert({{"protect_sinks", Index{3}}, {"r", Index{2}}});
+    return all;
+  }
+  if (name == "streaming_llm")
+    return {{{"m", Index{20}}, {"sinks", Index{3}}}, {{"m", Index{5}}, {"sinks", Index{9}}}, {}};
+  if (name == "strided")
+    return {{{"m", Index{12}}, {"stride", Index{5}}},
+            {{"m", Index{12}}, {"recent", Index{0}}, {"stride", Index{2}}},
+            {{"m", Index{9}}, {"recent", Index{9}}},
+            {}};
+  if (name == "h2o" || name == "keyformer" || name == "subgen_kcenter") {
+    std::vector<Settings> all{one("m", 16), one("m", 1), {}};
+    for (const Index recent : {0, 3, 16}) all.push_back({{"m", Index{16}}, {"recent", recent}});
+    if (name == "h2o") all.push_back({{"m", Index{16}}, {"normalise_by_age", true}});
+    if (name == "keyformer") {
+      all.push_back({{"m", Index{16}}, {"noise", false}, {"tau_end", 1.0}});
+      all.push_back({{"m", Index{16}}, {"reference_mask", true}});
+    }
+    return all;
+  }
+  if (name == "subgen")
+    return {{},
+            {{"samples", Index{3}}, {"per_cluster", Index{1}}, {"delta", 0.0}},
+            {{"samples", Index{5}}, {"max_clusters", Index{4}}, {"delta", 2.0}}};
   if (name == "hrrformer")
     return {{},
             {{"rescale", true}, {"temperature", 3.0}},

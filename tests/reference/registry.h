@@ -5,7 +5,9 @@
 #include <string>
 
 #include "harness/core/params.h"
+#include "tests/reference/adore.h"
 #include "tests/reference/block_patterns.h"
+#include "tests/reference/cache_policy.h"
 #include "tests/reference/clustered.h"
 #include "tests/reference/conv_basis.h"
 #include "tests/reference/deltanet.h"
@@ -92,6 +94,12 @@ inline Reference zeta_reference(const std::string& name) {
           }};
 }
 
+inline Reference cache_reference(const std::string& name) {
+  return {[name](const Settings& s, const Call& c) {
+    return cache_attention(c, cache_rule(name, s, c.problem));
+  }};
+}
+
 inline const std::map<std::string, Reference>& references() {
   const auto integer = [](const Settings& s, const char* key) {
     return std::get<Index>(s.at(key));
@@ -117,6 +125,9 @@ inline const std::map<std::string, Reference>& references() {
         return clustered_attention_gradient(c, clustered_options(s), dout);
       }};
   static const std::map<std::string, Reference> all{
+      {"adore",
+       {[text](const Settings& s, const Call& c) { return adore(s, c, text(s, "score")); }}},
+      {"adore_oracle", {[](const Settings& s, const Call& c) { return adore(s, c, "truth"); }}},
       {"bigbird", by_head([integer, text](const Settings& s, const Call& c) {
          return sees_bigbird(c.problem.n, integer(s, "block"), integer(s, "random_blocks"),
                              text(s, "plan"), 0);
@@ -161,6 +172,7 @@ inline const std::map<std::string, Reference>& references() {
       {"dense_recompute", {dense.forward}},
       {"dense_stateful", {dense.forward}},
       {"improved_clustered", clustered},
+      {"keyformer", cache_reference("keyformer")},
       {"lightning2",
        {[](const Settings& s, const Call& c) {
           return linear_attention(c, lightning_options(s, c.problem));
@@ -173,6 +185,7 @@ inline const std::map<std::string, Reference>& references() {
         [](const Settings& s, const Call& c, const TensorD& dout) {
           return linear_attention_gradient(c, linear_options(s), dout);
         }}},
+      {"h2o", cache_reference("h2o")},
       {"hrrformer",
        {[](const Settings& s, const Call& c) { return hrrformer(HrrRule::from(s), c); },
         [](const Settings& s, const Call& c, const TensorD& dout) {
@@ -186,6 +199,8 @@ inline const std::map<std::string, Reference>& references() {
         [](const Settings& s, const Call& c, const TensorD& dout) {
           return linear_attention_gradient(c, performer_options(s, c.problem), dout);
         }}},
+      {"random_cache", cache_reference("random_cache")},
+      {"release_oracle", cache_reference("release_oracle")},
       {"reformer",
        {[](const Settings& s, const Call& c) { return lsh_attention(c, lsh_options(s)); },
         [](const Settings& s, const Call& c, const TensorD& dout) {
@@ -199,6 +214,16 @@ inline const std::map<std::string, Reference>& references() {
           return softmax_attention_gradient(
               c, sees_window(c, integer(s, "window"), integer(s, "sinks")), dout);
         }}},
+      {"streaming_llm", cache_reference("streaming_llm")},
+      {"strided", cache_reference("strided")},
+      {"subgen", {[integer](const Settings& s, const Call& c) {
+         return subgen(c, {integer(s, "samples"), integer(s, "per_cluster"),
+                           integer(s, "max_clusters"), std::get<double>(s.at("delta"))});
+       }}},
+      {"subgen_kcenter", {[integer](const Settings& s, const Call& c) {
+         const Index m = integer(s, "m");
+         return centre_stream(c, m, std::max<Index>(1, recent_of(s, m, m / 2)));
+       }}},
       {"svd_rank", {[integer](const Settings& s, const Call& c) {
          return matrix_attention(c, svd_rank_matrix(c, integer(s, "rank")));
        }}},
@@ -215,6 +240,8 @@ inline const std::map<std::string, Reference>& references() {
         [integer](const Settings& s, const Call& c, const TensorD& dout) {
           return top_k_attention_gradient(c, integer(s, "top_k"), dout);
         }}},
+      {"topk_oracle",
+       {[integer](const Settings& s, const Call& c) { return top_k_stream(c, integer(s, "m")); }}},
       {"topk_value_exact", {[integer](const Settings& s, const Call& c) {
          return matrix_attention(c, top_k_value_matrix(c, integer(s, "top_k")));
        }}},
@@ -224,6 +251,7 @@ inline const std::map<std::string, Reference>& references() {
       {"v_mean", {[](const Settings&, const Call& c) {
          return matrix_attention(c, uniform_matrix(c, false));
        }}},
+      {"window", cache_reference("window")},
       {"zeta", zeta_reference("zeta")},
       {"zeta_topk", zeta_reference("zeta_topk")},
   };

@@ -116,6 +116,33 @@ TEST_CASE("allocations inside a timed call are counted", "[worker]") {
   for (void* block : kept) std::free(block);
 }
 
+TEST_CASE("what a decoder shows gives recall, and single tokens are timed", "[worker]") {
+  for (const Index m : {64, 4}) {
+    Job job = job_for("window", Pass::decode);
+    job.cell.problem.causal = true;
+    job.cell.method_settings = {{"m", m}};
+    job.cell.error.top_k = 16;
+    const JobResult r = run_job(job);
+    CAPTURE(m, r.reason);
+    REQUIRE(measured(r));
+    CHECK(number(r, "token_p50_s") > 0);
+    CHECK(number(r, "token_p50_s") <= number(r, "token_p95_s"));
+    CHECK(number(r, "topk") == 16);
+    CHECK(number(r, "matrix_rows") == 16);  // 8 steps of two heads
+    if (m == 64) {
+      CHECK(number(r, "recall_topk") == 1);
+      CHECK(number(r, "mass_recall") == Approx(1));
+      CHECK(number(r, "row_error") < 1e-5);
+      CHECK(number(r, "kl") < 1e-5);
+    } else {
+      CHECK(number(r, "recall_topk") < 0.4);  // five keys are seen
+      CHECK(number(r, "mass_recall") < 0.5);
+      CHECK(number(r, "row_error") > 0.1);
+    }
+    CHECK(number(r, "kv_bytes") == 4.0 * m * 2 * (job.cell.problem.d_k + job.cell.problem.d_v));
+  }
+}
+
 TEST_CASE("attention rows give divergence and top-k mass", "[worker]") {
   for (const bool causal : {false, true}) {
     Job job = job_for("fixture_honest");

@@ -1,0 +1,197 @@
+// ADORE: adaptive token release with rebuilding of key-value states. A re-implementation from the
+// published description; the authors' code is not public.
+// Source: Zhang et al. 2024 (arXiv 2407.02328, Findings of ACL 2024). A controller (GRU and MLP)
+// that reads token embeddings scores how important each past token is now; the cache keeps the m
+// best, and every step fetches the r best of those that were released. All heads share one set of
+// tokens. The machinery is in engines/rebuilding_cache, the controller in engines/adore_controller.
+//
+// Rebuilding: `copy` takes keys and values from a cold store, which isolates the choice of tokens;
+// `project` computes them from the layer's input, which needs the layer's projections and so a
+// decoder of a model. `model`, the paper's, recomputes them through all layers: no single layer
+// can, so it is refused here. Our choices: all tokens compete by score, none is protected but the
+// current one.
+
+#include "methods/engines/adore_controller.h"
+#include "methods/engines/token_scorers.h"
+#include "methods/engines/weights_file.h"
+
+namespace subquad {
+namespace {
+
+struct Params {
+  Index m = 128;
+  Index r = 4;
+  std::string score = "gru";
+  std::string score_form = "additive";
+  std::string rebuild = "copy";
+  bool keep_rebuilt = true;
+  bool rebuild_gate = false;
+  Index protect_recent = 0;
+  Index protect_sinks = 0;
+  std::string prefill = "stream";
+  Index d_z = 32;
+  Index hidden = 16;
+  Index distances = 512;
+  std::string weights;
+  std::string save;
+  Index fit_steps = 2000;
+  double learning_rate = 3e-3;
+
+  bool learned() const { return score == "gru" || score == "mlp"; }
+  ControllerOptions controller() const {
+    return {.gru = score == "gru",
+            .pairwise = score_form == "pairwise",
+            .d_z = d_z,
+            .hidden = hidden,
+            .distances = distances};
+  }
+  RebuildOptions options() const {
+    return {.m = m,
+            .r = r,
+            .keep_rebuilt = keep_rebuilt,
+            .rebuild_gate = rebuild_gate,
+            .protect_recent = protect_recent,
+            .protect_sinks = protect_sinks,
+            .prompt = prefill == "prompt",
+            .project = rebuild == "project"};
+  }
+};
+
+class Adore final : public PolicyMethod {
+ public:
+  explicit Adore(const Params& params) : params_(params) {}
+
+  std::string unsupported(const Problem&, Pass pass) const override {
+    if (params_.rebuild == "model")
+      return "rebuild: model needs all layers of a model, this is one layer";
+    if (params_.rebuild == "project" && params_.r > 0)
+      return "rebuild: project needs the projections of the layer, a trace has none";
+    if (params_.prefill == "prompt" && params_.score == "h2o")
+      return "score: h2o needs prefill: stream, for it collects what is attended to";
+    if (pass == Pass::fit && !params_.learned())
+      return fmt::format("score: {} has nothing to fit", params_.score);
+    return "";
+  }
+
+  void prepare(const Problem& problem, const Env& env) override {
+    seed_ = env.seed;
+    if (params_.learned()) net_ = make_net(stream_config(problem, env));
+    PolicyMethod::prepare(problem, env);
+  }
+
+  std::vector<Parameter*> parameters() override {
+    return net_ ? net_->all() : std::vector<Parameter*>{};
+  }
+
+  // 2000 updates on 500 tokens take about 20 seconds.
+  FitReport fit(FitData& data, const FitOptions& options) override {
+    const FitReport report =
+        train_controller(*net_, problem_.logit_scale(), data,
+                         {.top_k = params_.m,
+                          .updates = params_.fit_steps > 0 ? params_.fit_steps : options.steps,
+                          .learning_rate = params_.learning_rate,
+                          .seed = options.seed,
+                          .progress = options.progress});
+    if (!params_.save.empty()) write_weights(with_seed(params_.save, seed_), net_->all());
+    return report;
+  }
+
+ protected:
+  std::unique_ptr<PolicyStream> make_stream(const StreamConfig& config) const override {
+    std::unique_ptr<TokenScorer> scorer;
+    if (params_.score == "recency") {
+      scorer = std::make_unique<RecencyScorer>();
+    } else if (params_.score == "random") {
+      scorer = std::make_unique<RandomScorer>(config);
+    } else if (params_.score == "h2o") {
+      scorer = std::make_unique<CollectedScorer>(config.capacity);
+    } else {
+      const bool fits = net_ && net_->d_e == controller_width(config);
+      scorer = make_controller_scorer(config, fits ? net_ : make_net(config));
+    }
+    return std::make_unique<RebuildingCache>(config, params_.options(), std::move(scorer));
+  }
+  double stream_bytes(const StreamConfig& config) const override {
+    const double tokens = static_cast<double>(config.capacity);
+    const double scorer = params_.learned() ? 4.0 * tokens * static_cast<double>(params_.hidden)
+                          : params_.score == "h2o" ? 8.0 * tokens
+                                                   : 0;
+    return RebuildingCache::allocated(config, params_.options()) + scorer;
+  }
+  Index stored() const override { return params_.m; }
+  Index fetched() const override { return params_.r; }
+  bool heads_share() const override { return true; }
+
+ private:
+  std::shared_ptr<AdoreController> make_net(const StreamConfig& config) const {
+    auto net = std::make_shared<AdoreController>(params_.controller(), controller_width(config),
+                                                 config.seed);
+    if (!params_.weights.empty()) read_weights(with_seed(params_.weights, config.seed), net->all());
+    return net;
+  }
+
+  // "{seed}" in a path stands for the seed: one config can fit or use one controller for each.
+  static std::string with_seed(std::string path, Seed seed) {
+    const std::size_t at = path.find("{seed}");
+    return at == std::string::npos ? path : path.replace(at, 6, std::to_string(seed));
+  }
+
+  Params params_;
+  Seed seed_ = 0;
+  std::shared_ptr<AdoreController> net_;
+};
+
+MethodInfo info() {
+  MethodInfo i = policy_info("adore", "ADORE, arXiv 2407.02328; from the published description",
+                             "cache that releases tokens by a learned score and fetches them back");
+  i.passes.push_back(Pass::fit);
+  i.random = true;
+  i.learned = true;
+  i.memory_exponent = 1;
+  i.notes = {
+      "m tokens are kept between steps; a step sees r fetched ones and the current one besides",
+      "without weights or the fit pass the controller is untrained: random by the seed",
+      "the controller reads the task's token embeddings; where there are none, the keys of all "
+      "heads",
+      "score_form: additive is the published one; pairwise, which also reads the current token's "
+      "state, is ours",
+      "memory is not constant: aux_bytes grows by 4 hidden + 4 bytes a token, and rebuild: copy "
+      "keeps "
+      "every token in a cold store",
+      "prefill: stream feeds a history token by token, as forward does; prompt reads it and keeps "
+      "the "
+      "m best at its end",
+      "forward is the stream fed token by token, as in decoding"};
+  return i;
+}
+
+const RegisterMethod<Adore, Params> kRegistration{
+    info(),
+    {param("m", &Params::m, {1, 1 << 25}, "tokens kept between steps"),
+     param("r", &Params::r, {0, 1 << 25}, "released tokens that a step fetches"),
+     choice("score", &Params::score, {"gru", "mlp", "recency", "h2o", "random"},
+            "importance: the controller, with or without history, or a heuristic"),
+     choice("score_form", &Params::score_form, {"additive", "pairwise"},
+            "whether the controller's MLP also reads the current token's state"),
+     choice("rebuild", &Params::rebuild, {"copy", "project", "model"},
+            "where keys and values of fetched tokens come from"),
+     param("keep_rebuilt", &Params::keep_rebuilt, "fetched tokens compete for places in the cache"),
+     param("rebuild_gate", &Params::rebuild_gate,
+           "fetch only tokens scored above the lowest of the cache"),
+     param("protect_recent", &Params::protect_recent, {0, 1 << 24},
+           "last tokens that stay whatever their score"),
+     param("protect_sinks", &Params::protect_sinks, {0, 1 << 24},
+           "first tokens that stay whatever their score"),
+     choice("prefill", &Params::prefill, {"stream", "prompt"}, "how a history comes in"),
+     param("d_z", &Params::d_z, {1, 1024}, "width of the controller's state"),
+     param("hidden", &Params::hidden, {1, 1024}, "width of its MLP"),
+     param("distances", &Params::distances, {2, 1 << 16},
+           "distances that it tells apart; larger ones are alike"),
+     param("weights", &Params::weights, "safetensors file with its parameters; {seed} = the seed"),
+     param("save", &Params::save, "file to write them to after the fit pass; {seed} = the seed"),
+     param("fit_steps", &Params::fit_steps, {0, 1 << 24},
+           "updates of the fit pass; 0 = what the runner asks for"),
+     param("learning_rate", &Params::learning_rate, {1e-6, 1}, "of the fit pass (Adam)")}};
+
+}  // namespace
+}  // namespace subquad
