@@ -6,7 +6,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "harness/model/safetensors.h"
+#include "harness/core/safetensors.h"
 
 namespace subquad {
 namespace {

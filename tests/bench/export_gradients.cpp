@@ -11,7 +11,7 @@
 
 #include <cstdio>
 
-#include "harness/model/safetensors.h"
+#include "harness/core/safetensors.h"
 #include "harness/model/trainer.h"
 
 namespace subquad {

@@ -1,4 +1,4 @@
-#include "harness/model/safetensors.h"
+#include "harness/core/safetensors.h"
 
 #include <fcntl.h>
 #include <fmt/core.h>

@@ -1,6 +1,6 @@
 // The file format: there and back, and every way in which a file can be wrong.
 
-#include "harness/model/safetensors.h"
+#include "harness/core/safetensors.h"
 
 #include <unistd.h>
 
