@@ -34,6 +34,23 @@ struct GatheredRows {
   const float* operator()(Index r) const { return base + static_cast<Index>(index[r]) * stride; }
 };
 
+// The same, and the row of another matrix that will be needed next is asked for: keys that are
+// scored before their values are added.
+template <class Int>
+struct GatheredPairs {
+  static constexpr Index kAhead = 0;
+  const float* base;
+  Index stride;
+  const Int* index;
+  const float* other;  // [.., other_stride]
+  Index other_stride;
+  const float* operator()(Index r) const {
+    const float* const next = other + static_cast<Index>(index[r]) * other_stride;
+    for (Index c = 0; c < other_stride; c += 16) __builtin_prefetch(next + c);
+    return base + static_cast<Index>(index[r]) * stride;
+  }
+};
+
 // Rows of another kind, read from column `shift` on, the last of `count` repeated for ever.
 template <class Rows>
 struct DerivedRows {

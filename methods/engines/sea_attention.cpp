@@ -86,11 +86,11 @@ double SeaAttention::bytes(const Problem& p, const SeaOptions& o, bool gradients
   const Index groups = groups_of(p);
   floats((groups - 1) * rows * (p.d_k + p.d_v) + 2 * heads * groups * p.d_v);
   if (o.source == Source::learned) {
-    floats(rows * (2 * p.d_v * 2 + 2 * p.d_k));            // gradients of the kernel attention
+    floats(rows * (2 * p.d_v * 2 + 2 * p.d_k));  // gradients of the kernel attention
     floats(heads * s.rows() * 2 + heads * o.cells + s.rows());
     if (o.skip > 1) floats(heads * s.rows() * 3 * p.d_v);
     all += static_cast<double>(o.cells);
-    floats(rows * 2 * p.d_v + rows);                       // saved: kernel attention
+    floats(rows * 2 * p.d_v + rows);  // saved: kernel attention
   }
   floats(2 * rows + rows * ((o.cells + 31) / 32));
   if (uses_pool(p, o)) floats(heads * wide);
@@ -99,8 +99,8 @@ double SeaAttention::bytes(const Problem& p, const SeaOptions& o, bool gradients
 
 double SeaAttention::flops(const Problem& p, const SeaOptions& o, Pass pass) {
   const SeaShape s = shape_of(p, o);
-  const auto rows = static_cast<double>(p.batch * p.n),
-             heads = static_cast<double>(p.heads), d = static_cast<double>(p.d_k + p.d_v);
+  const auto rows = static_cast<double>(p.batch * p.n), heads = static_cast<double>(p.heads),
+             d = static_cast<double>(p.d_k + p.d_v);
   double kept = 0;  // keys of a query, all heads
   for (Index t = 0; t < p.n; ++t)
     kept += static_cast<double>(std::min(o.top_k, p.causal ? t + 1 : p.n));
@@ -254,8 +254,7 @@ void SeaAttention::prefix_values(const Inputs& in) {
     std::fill_n(sum, d, 0.0);
     if (item % count + 1 == count) return;  // nobody stands behind the last block
     for (Index j = first; j < std::min(first + block_, problem_.n); ++j)
-      for (Index c = 0; c < d; ++c)
-        sum[c] += static_cast<double>(in.v.head(bh).data()[j * d + c]);
+      for (Index c = 0; c < d; ++c) sum[c] += static_cast<double>(in.v.head(bh).data()[j * d + c]);
   });
   parallel_for(heads_, [&](Index bh, int) {
     double* const sums = prefix_.data() + bh * count * d;
@@ -307,18 +306,15 @@ void SeaAttention::probabilities(const Inputs& in, Index b, Index t, const float
     std::fill_n(p, wide_, -1.0f);
     if (options_.source == Source::oracle) {
       const float* const q = in.q.head(bh).data() + t * problem_.d_k;
-      const auto factor =
-          static_cast<float>(problem_.logit_scale() * 1.4426950408889634073599);
+      const auto factor = static_cast<float>(problem_.logit_scale() * 1.4426950408889634073599);
       for (Index c = 0; c < problem_.d_k; ++c) w.q[c] = q[c] * factor;
-      teacher_masses(
-          RowQuery(w.q, problem_.d_k, w.tail), in.k.head(bh).data(), problem_.d_k, seen, cells,
-          keys, w.row, p);
+      teacher_masses(RowQuery(w.q, problem_.d_k, w.tail), in.k.head(bh).data(), problem_.d_k, seen,
+                     cells, keys, w.row, p);
     } else if (options_.source == Source::identity) {
       const float* const from = kernel_.view().head(bh).data() + t * 2 * problem_.d_v;
       for (Index c = 0; c < cells; ++c) p[c] = std::max(0.0f, from[c] / position_mean_[c]);
     } else {
-      for (Index c = 0; c < cells; ++c)
-        p[c] = hashed(seed_, (bh * problem_.n + t) * cells + c);
+      for (Index c = 0; c < cells; ++c) p[c] = hashed(seed_, (bh * problem_.n + t) * cells + c);
     }
     row.clear_empty(p, 0, keys);
   }
@@ -340,7 +336,16 @@ void SeaAttention::global_limits() {
   for (Index h = 0; h < (together ? 1 : heads); ++h) {
     const Index all = (together ? heads : 1) * n * cells;
     const Index keep = sea_budget(all, options_.top_k, cells, map_length(n - 1));
-    const SeaLimit limit = select_by_count([&](std::int32_t at) { return count(h, at); },
+    const auto range = [&](std::int32_t low, std::int32_t high) {
+      if (together) return range_between(all_.data(), n * heads * wide_, low, high);
+      BitRange inside{high, low};
+      for (Index t = 0; t < n; ++t) {
+        const BitRange row = range_between(all_.data() + (t * heads + h) * wide_, wide_, low, high);
+        inside = {std::min(inside.least, row.least), std::max(inside.most, row.most)};
+      }
+      return inside;
+    };
+    const SeaLimit limit = select_by_count([&](std::int32_t at) { return count(h, at); }, range,
                                            std::bit_cast<std::int32_t>(kInfinity), all, keep);
     for (Index g = h; g < (together ? heads : h + 1); ++g) limits_[g] = limit.limit;
     Index left = limit.ties;
@@ -384,8 +389,7 @@ void SeaAttention::attend_block(const Inputs& in, Index b, Index block, int thre
     estimator_.rows(kernel.head_data(b, 0), in.v.head_data(b, 0), first_row, last_row, w.estimator,
                     w.scores, w.gates);
   }
-  float* const pool =
-      pools ? block_pool_.data() + (b * blocks() + block) * heads * wide_ : nullptr;
+  float* const pool = pools ? block_pool_.data() + (b * blocks() + block) * heads * wide_ : nullptr;
   if (pools && attending_) std::fill_n(pool, heads * wide_, 0.0f);
   if (problem_.causal)
     for (Index h = 0; h < heads; ++h)
@@ -425,8 +429,7 @@ void SeaAttention::attend_block(const Inputs& in, Index b, Index block, int thre
       keep_bits(p + h * wide_, cells, wide_, &limit, bits);
       const Index count = collect(t, bits, w.keys);
       kept += count;
-      const float* const gate =
-          whole ? gates_.data() + 2 * place : w.gates + (row * heads + h) * 2;
+      const float* const gate = whole ? gates_.data() + 2 * place : w.gates + (row * heads + h) * 2;
       const float s_prob = gated ? gate[0] : 1.0f, s_mix = gated ? gate[1] : 1.0f;
       gates_[2 * place] = s_prob;
       gates_[2 * place + 1] = s_mix;
@@ -436,11 +439,10 @@ void SeaAttention::attend_block(const Inputs& in, Index b, Index block, int thre
       }
       const float* const q = in.q.head(bh).data() + t * d_k;
       for (Index c = 0; c < d_k; ++c) w.q[c] = q[c] * factor;
-      const Part part =
-          attend_rows(RowQuery(w.q, d_k, w.tail),
-                      GatheredRows<std::int32_t>{in.k.head(bh).data(), d_k, w.keys},
-                      GatheredRows<std::int32_t>{in.v.head(bh).data(), d_v, w.keys}, count, d_v,
-                      w.row, w.out);
+      const Part part = attend_rows(
+          RowQuery(w.q, d_k, w.tail),
+          GatheredPairs<std::int32_t>{in.k.head(bh).data(), d_k, w.keys, in.v.head(bh).data(), d_v},
+          GatheredRows<std::int32_t>{in.v.head(bh).data(), d_v, w.keys}, count, d_v, w.row, w.out);
       const float weight = count > 0 ? s_mix * s_prob / part.sum : 0.0f;
       float* const to = out.head(bh).data() + t * d_v;
       for (Index c = 0; c < d_v; ++c) to[c] = weight * w.out[c];
@@ -463,7 +465,8 @@ void SeaAttention::attend_block(const Inputs& in, Index b, Index block, int thre
 }
 
 // Bidirectional: pooled_ = values weighted by the mean probability of their cells, raw [batch *
-// heads, wide cells]; pool_ = those weights, divided by their sum over keys where that is asked for.
+// heads, wide cells]; pool_ = those weights, divided by their sum over keys where that is asked
+// for.
 void SeaAttention::pool_values(const Inputs& in, const float* raw) {
   const Index d = problem_.d_v;
   parallel_for(heads_, [&](Index bh, int) {

@@ -35,21 +35,21 @@ struct SeaOptions {
   Index features = 0;  // 0: d ln(d) / 8
   Index channels = 4, stretch = 2;
   bool cnn = true, block_norm = false, quirks = false;
-  bool mask_empty = true;     // cells without a key score -infinity
-  bool absolute = false;      // cells of fixed width max_n / cells
+  bool mask_empty = true;  // cells without a key score -infinity
+  bool absolute = false;   // cells of fixed width max_n / cells
   bool normalize_pool = false;
-  bool gates = true;          // off: s_prob = s_mix = 1
+  bool gates = true;  // off: s_prob = s_mix = 1
   Index skip = 1;
-  Index max_n = 0;            // longest sequence; 0: n
+  Index max_n = 0;  // longest sequence; 0: n
 };
 
 // What a call leaves for backward.
 struct SeaSaved final : Saved {
-  Tensor kernel;                      // [batch, heads, n, 2 d_v]
-  AlignedArray<float> inverse_norm;   // [batch, heads, n]
-  AlignedArray<float> gates;          // [batch, n, heads, 2]: s_prob, s_mix
-  AlignedArray<std::uint32_t> kept;   // [batch, n, heads, words]: one bit per cell
-  AlignedArray<float> pool;           // [batch, heads, wide cells]: mean probability (not causal)
+  Tensor kernel;                     // [batch, heads, n, 2 d_v]
+  AlignedArray<float> inverse_norm;  // [batch, heads, n]
+  AlignedArray<float> gates;         // [batch, n, heads, 2]: s_prob, s_mix
+  AlignedArray<std::uint32_t> kept;  // [batch, n, heads, words]: one bit per cell
+  AlignedArray<float> pool;          // [batch, heads, wide cells]: mean probability (not causal)
 };
 
 struct SeaWork;
@@ -92,8 +92,7 @@ class SeaAttention {
   // Its gradient: dout [batch, heads, n, 2 d_v] -> dq, dk, and dvalues like out. The gradient of
   // learned position values is added to theirs.
   void kernel_backward(const Inputs& in, ConstTensorView out, ConstTensorView dout,
-                       const float* inverse_norm, TensorView dq, TensorView dk,
-                       TensorView dvalues);
+                       const float* inverse_norm, TensorView dq, TensorView dk, TensorView dvalues);
   // Keys of cell c in row t: [first, last).
   std::pair<Index, Index> cell_keys(Index c, Index t) const;
 
@@ -132,33 +131,33 @@ class SeaAttention {
   SeaEstimator estimator_;
   std::shared_ptr<FeatureMap> map_;
   LinearScan scan_;
-  Tensor values_;                     // [batch, heads, n, 2 d_v]: position value and v
-  Tensor kernel_;                     // likewise: kernel attention, where nothing is saved
+  Tensor values_;                      // [batch, heads, n, 2 d_v]: position value and v
+  Tensor kernel_;                      // likewise: kernel attention, where nothing is saved
   AlignedArray<float> position_mean_;  // [d_v]
-  AlignedArray<double> prefix_;       // causal: [batch * heads, blocks, d_v]: sums before a block
-  AlignedArray<float> gates_;         // [batch, n, heads, 2]
-  AlignedArray<float> block_pool_;    // not causal: [batch, blocks, heads, wide cells]
-  AlignedArray<float> pool_;          // [batch, heads, wide cells]
-  AlignedArray<float> pooled_;        // [batch, heads, d_v]
-  AlignedArray<double> pool_sums_;    // [batch, heads, d_v]
-  AlignedArray<float> all_;           // groups head, batch: [n, heads, wide cells] of one item
+  AlignedArray<double> prefix_;        // causal: [batch * heads, blocks, d_v]: sums before a block
+  AlignedArray<float> gates_;          // [batch, n, heads, 2]
+  AlignedArray<float> block_pool_;     // not causal: [batch, blocks, heads, wide cells]
+  AlignedArray<float> pool_;           // [batch, heads, wide cells]
+  AlignedArray<float> pooled_;         // [batch, heads, d_v]
+  AlignedArray<double> pool_sums_;     // [batch, heads, d_v]
+  AlignedArray<float> all_;            // groups head, batch: [n, heads, wide cells] of one item
   AlignedArray<std::int32_t> limits_, ties_;  // [heads], [heads, n]
-  AlignedArray<Index> block_kept_;    // [batch, blocks]
-  AlignedArray<float> floats_;        // [threads, work]
-  AlignedArray<std::int32_t> ints_;   // [threads, n]
-  bool attending_ = true;  // groups head, batch: the second time over the rows
+  AlignedArray<Index> block_kept_;            // [batch, blocks]
+  AlignedArray<float> floats_;                // [threads, work]
+  AlignedArray<std::int32_t> ints_;           // [threads, n]
+  bool attending_ = true;                     // groups head, batch: the second time over the rows
   double kept_keys_ = 0;
 
   // Backward.
-  Index groups_ = 1;                  // of rows, each with sums of its own
+  Index groups_ = 1;                           // of rows, each with sums of its own
   AlignedArray<float> dk_groups_, dv_groups_;  // [groups - 1, batch * heads, n, d]
   Tensor dkernel_, dvalues_, dq_, dk_;
-  AlignedArray<float> dgates_;        // [batch, heads, rows, 2]
-  AlignedArray<float> dpool_;         // [batch, heads, cells]
-  AlignedArray<double> dpooled_;      // [batch * heads, groups, d_v]: sums over the rows of a group
+  AlignedArray<float> dgates_;    // [batch, heads, rows, 2]
+  AlignedArray<float> dpool_;     // [batch, heads, cells]
+  AlignedArray<double> dpooled_;  // [batch * heads, groups, d_v]: sums over the rows of a group
   AlignedArray<float> picked_kernel_, picked_v_;  // every skip-th row, where skip > 1
-  AlignedArray<std::uint8_t> filled_;  // [cells]: has keys (not causal)
-  AlignedArray<float> row_counts_;     // [rows]: queries of an estimated row
+  AlignedArray<std::uint8_t> filled_;             // [cells]: has keys (not causal)
+  AlignedArray<float> row_counts_;                // [rows]: queries of an estimated row
   autodiff::Tape<float> tape_;
 };
 

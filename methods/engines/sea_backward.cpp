@@ -63,8 +63,8 @@ void SeaAttention::sparse_backward(const Inputs& in, ConstTensorView dout, const
     const Index bh = item / groups_, g = item % groups_, b = bh / heads, h = bh % heads;
     const SeaWork w = work(thread);
     const float *const k = in.k.head(bh).data(), *const v = in.v.head(bh).data();
-    float *const dk = part(dk_groups_, grads.dk, g, bh, d_k),
-                *const dv = part(dv_groups_, grads.dv, g, bh, d_v);
+    float *const dk = part(dk_groups_, grads.dk, g, bh, d_k), *const dv = part(dv_groups_, grads.dv,
+                                                                               g, bh, d_v);
     std::fill_n(dk, n * d_k, 0.0f);
     std::fill_n(dv, n * d_v, 0.0f);
     double* const total = dpooled_.data() + item * d_v;
@@ -77,8 +77,8 @@ void SeaAttention::sparse_backward(const Inputs& in, ConstTensorView dout, const
       const Index place = (b * n + t) * heads + h;
       const float s_prob = saved.gates[2 * place], s_mix = saved.gates[2 * place + 1];
       const Index count = collect(t, saved.kept.data() + place * words(), w.keys);
-      const float *const q = in.q.head(bh).data() + t * d_k,
-                  *const g_out = dout.head(bh).data() + t * d_v;
+      const float *const q = in.q.head(bh).data() + t * d_k, *const g_out =
+                                                                 dout.head(bh).data() + t * d_v;
       for (Index c = 0; c < d_k; ++c) w.q[c] = q[c] * factor;
       const Part softmax =
           attend_rows(RowQuery(w.q, d_k, w.tail), keys, values, count, d_v, w.row, w.out);
@@ -145,8 +145,8 @@ void SeaAttention::sparse_backward(const Inputs& in, ConstTensorView dout, const
     if (problem_.causal) {
       for (Index j = last - 1; j >= first; --j) {
         const Index place = (bh / heads * n + j) * heads + bh % heads;
-        const double share = static_cast<double>(1 - saved.gates[2 * place + 1]) /
-                             static_cast<double>(j + 1);
+        const double share =
+            static_cast<double>(1 - saved.gates[2 * place + 1]) / static_cast<double>(j + 1);
         const float* const g_out = dout.head(bh).data() + j * d_v;
         for (Index c = 0; c < d_v; ++c) {
           sum[c] += share * static_cast<double>(g_out[c]);
@@ -218,25 +218,24 @@ void SeaAttention::estimator_backward(const Inputs& in, const SeaSaved& saved,
     }
     auto scores = graph.scores;
     if (!all)
-      scores = autodiff::masked_fill(
-          scores, {filled_.data(), static_cast<std::size_t>(cells)}, -1e30);
+      scores =
+          autodiff::masked_fill(scores, {filled_.data(), static_cast<std::size_t>(cells)}, -1e30);
     auto p = autodiff::softmax(scores);
     if (skip > 1) {
       for (Index r = 0; r < rows; ++r)
         row_counts_[r] = static_cast<float>(std::min(skip, n - r * skip));
       p = autodiff::mul(p, tape_.constant(row_counts_.data(), {rows, 1}));
     }
-    loss = autodiff::add(
-        loss, autodiff::sum(autodiff::mul(
-                  p, tape_.constant(dpool_.data(), {batch, heads, Index{1}, cells}))));
+    loss = autodiff::add(loss,
+                         autodiff::sum(autodiff::mul(
+                             p, tape_.constant(dpool_.data(), {batch, heads, Index{1}, cells}))));
   }
   tape_.backward(loss);
   const auto put = [&](const float* from, Index width, TensorView to, bool add) {
     if (!add) std::fill_n(to.data(), to.size(), 0.0f);
     for (Index bh = 0; bh < heads_ && from != nullptr; ++bh)
       for (Index r = 0; r < rows; ++r)
-        add_scaled(1, from + (bh * rows + r) * width, width,
-                   to.head(bh).data() + r * skip * width);
+        add_scaled(1, from + (bh * rows + r) * width, width, to.head(bh).data() + r * skip * width);
   };
   put(tape_.grad(kernel_leaf), 2 * d, dkernel_, false);
   put(tape_.grad(v_leaf), d, grads.dv, true);
@@ -249,8 +248,7 @@ void SeaAttention::estimator_backward(const Inputs& in, const SeaSaved& saved,
     add_scaled(1, dk_.view().head(bh).row(first).data(), (last - first) * problem_.d_k,
                grads.dk.head(bh).row(first).data());
     for (Index i = first; i < last; ++i)
-      add_scaled(1, dvalues_.view().head(bh).row(i).data() + d, d,
-                 grads.dv.head(bh).row(i).data());
+      add_scaled(1, dvalues_.view().head(bh).row(i).data() + d, d, grads.dv.head(bh).row(i).data());
   });
 }
 

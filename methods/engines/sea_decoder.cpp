@@ -1,6 +1,6 @@
-// SEA token by token. State of a head: the sums of kernel attention [features, 2 d_v] and [features],
-// the sum of the values, and keys and values themselves, which SEA does not shrink; of all heads
-// together: the last eight rows of the CNN's image.
+// SEA token by token. State of a head: the sums of kernel attention [features, 2 d_v] and
+// [features], the sum of the values, and keys and values themselves, which SEA does not shrink; of
+// all heads together: the last eight rows of the CNN's image.
 
 #include <cmath>
 #include <cstring>
@@ -20,8 +20,13 @@ class SeaDecoder final : public Decoder {
   SeaDecoder(const DecodeConfig& c, const SeaOptions& options, std::unique_ptr<SeaWeights> weights,
              Seed seed)
       : config_(c), options_(options), weights_(std::move(weights)) {
-    problem_ = {.batch = 1, .heads = c.heads, .n = c.capacity, .n_kv = c.capacity, .d_k = c.d_k,
-                .d_v = c.d_v, .causal = true};
+    problem_ = {.batch = 1,
+                .heads = c.heads,
+                .n = c.capacity,
+                .n_kv = c.capacity,
+                .d_k = c.d_k,
+                .d_v = c.d_v,
+                .causal = true};
     max_n_ = options.max_n > 0 ? options.max_n : c.capacity;
     shape_ = SeaAttention::shape_of(problem_, options);
     wide_ = round_up(options.cells, kLanes);
@@ -37,8 +42,8 @@ class SeaDecoder final : public Decoder {
       wide_f_ = round_up(features_, kLanes);
       // Sums in double: decoding adds them token by token.
       state_ = AlignedArray<double>(heads * features_ * (2 * c.d_v + 1));
-      image_ = AlignedArray<float>(c.batch * (SeaEstimator::kHistory + 1) *
-                                   estimator_.image_floats());
+      image_ =
+          AlignedArray<float>(c.batch * (SeaEstimator::kHistory + 1) * estimator_.image_floats());
       scores_ = AlignedArray<float>(heads * wide_);
       gates_ = AlignedArray<float>(heads * 2);
       kernel_ = AlignedArray<float>(heads * 2 * c.d_v);
@@ -68,7 +73,9 @@ class SeaDecoder final : public Decoder {
   CacheBytes bytes() const override {
     const auto heads = static_cast<double>(config_.batch * config_.heads),
                d = static_cast<double>(config_.d_k + config_.d_v);
-    const auto f4 = [](const AlignedArray<float>& a) { return 4.0 * static_cast<double>(a.size()); };
+    const auto f4 = [](const AlignedArray<float>& a) {
+      return 4.0 * static_cast<double>(a.size());
+    };
     return {.kv = 4.0 * heads * static_cast<double>(t_) * d,
             .aux = 8.0 * static_cast<double>(state_.size() + sum_.size()) + f4(image_) +
                    f4(scores_) + f4(gates_),
@@ -112,8 +119,7 @@ class SeaDecoder final : public Decoder {
       row[2 * d] += key;
       norm += query * row[2 * d];
     }
-    for (Index c = 0; c < 2 * d; ++c)
-      kernel_[bh * 2 * d + c] = static_cast<float>(sums[c] / norm);
+    for (Index c = 0; c < 2 * d; ++c) kernel_[bh * 2 * d + c] = static_cast<float>(sums[c] / norm);
   }
 
   void estimate(Index b) {
@@ -127,26 +133,23 @@ class SeaDecoder final : public Decoder {
                    static_cast<std::size_t>(SeaEstimator::kHistory * size) * sizeof(float));
       row = SeaEstimator::kHistory;
     }
-    estimator_.image_row(kernel_.data() + first * 2 * d, 2 * d,
-                         head(values_, first, d) + t_ * d, config_.capacity * d,
-                         image + row * size, gates_.data() + first * 2, work_.data());
+    estimator_.image_row(kernel_.data() + first * 2 * d, 2 * d, head(values_, first, d) + t_ * d,
+                         config_.capacity * d, image + row * size, gates_.data() + first * 2,
+                         work_.data());
     estimator_.last_row(image, at, work_.data(), scores_.data() + first * wide_);
   }
 
   void item(Index b, const DecodeStep& in, float* out) {
-    const Index heads = config_.heads, d_k = config_.d_k, d_v = config_.d_v,
-                cells = options_.cells;
+    const Index heads = config_.heads, d_k = config_.d_k, d_v = config_.d_v, cells = options_.cells;
     for (Index h = 0; h < heads; ++h) {
       const Index bh = b * heads + h;
       std::copy_n(in.k + bh * d_k, d_k, keys_.data() + (bh * config_.capacity + t_) * d_k);
       std::copy_n(in.v + bh * d_v, d_v, values_.data() + (bh * config_.capacity + t_) * d_v);
-      for (Index c = 0; c < d_v; ++c)
-        sum_[bh * d_v + c] += static_cast<double>(in.v[bh * d_v + c]);
+      for (Index c = 0; c < d_v; ++c) sum_[bh * d_v + c] += static_cast<double>(in.v[bh * d_v + c]);
       if (learned()) kernel_row(bh, in.q + bh * d_k, in.k + bh * d_k, in.v + bh * d_v);
     }
     if (learned()) estimate(b);
-    const SeaCellRow row{cells, wide_, options_.mask_empty,
-                         options_.absolute || t_ + 1 < cells};
+    const SeaCellRow row{cells, wide_, options_.mask_empty, options_.absolute || t_ + 1 < cells};
     const Index length = options_.absolute ? max_n_ : t_ + 1;
     for (Index h = 0; h < heads; ++h) {
       float* const p = p_.data() + h * wide_;
@@ -171,9 +174,8 @@ class SeaDecoder final : public Decoder {
       for (Index word = 0; word < bits_.size(); ++word)
         for (std::uint32_t left = bits_[word]; left != 0; left &= left - 1) {
           const auto [first, last] = cell_keys(32 * word + std::countr_zero(left));
-          sea_stretch(first, last, options_.top_k, [&](Index j) {
-            picked_[count++] = static_cast<std::int32_t>(j);
-          });
+          sea_stretch(first, last, options_.top_k,
+                      [&](Index j) { picked_[count++] = static_cast<std::int32_t>(j); });
         }
       attend(bh, in.q + bh * d_k, count, out + bh * d_v);
     }
@@ -185,11 +187,11 @@ class SeaDecoder final : public Decoder {
     float *const scaled = q_.data(), *const tail = scaled + round_up(d_k, kLanes),
                  *const mean = tail + kLanes;
     for (Index c = 0; c < d_k; ++c) scaled[c] = q[c] * factor;
-    const Part part = attend_rows(
-        RowQuery(scaled, d_k, tail),
-        GatheredRows<std::int32_t>{head(keys_, bh, d_k), d_k, picked_.data()},
-        GatheredRows<std::int32_t>{head(values_, bh, d_v), d_v, picked_.data()}, count, d_v,
-        row_.data(), mean);
+    const Part part =
+        attend_rows(RowQuery(scaled, d_k, tail),
+                    GatheredRows<std::int32_t>{head(keys_, bh, d_k), d_k, picked_.data()},
+                    GatheredRows<std::int32_t>{head(values_, bh, d_v), d_v, picked_.data()}, count,
+                    d_v, row_.data(), mean);
     const float s_prob = gated() ? gates_[2 * bh] : 1.0f,
                 s_mix = gated() ? gates_[2 * bh + 1] : 1.0f;
     const float weight = count > 0 ? s_mix * s_prob / part.sum : 0.0f;

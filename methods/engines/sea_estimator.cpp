@@ -39,8 +39,7 @@ void normalize_row(const float* x, Index count, const float* weight, const float
     }
     squares += d * d;
   });
-  const float rest =
-      1 / std::sqrt(horizontal_sum(squares) / static_cast<float>(count) + kEps);
+  const float rest = 1 / std::sqrt(horizontal_sum(squares) / static_cast<float>(count) + kEps);
   each_part(x, count, [&](Index i, Vec v, Index n) {
     Vec d = (v - mean) * rest;
     if (weight != nullptr) d = d * load(weight + i) + load(bias + i);
@@ -202,8 +201,7 @@ void SeaEstimator::pack(const SeaWeights& w) {
   std::copy_n(w.conv2_w.value.data(), c * c * 9, conv2_w_.data());
   std::copy_n(w.conv1_b.value.data(), c, conv1_b_.data());
   std::copy_n(w.conv2_b.value.data(), c, conv2_b_.data());
-  for (Index h = 0; h < s.heads; ++h)
-    conv3_b_[h] = conv3_b_[s.heads + h] = w.conv3_b.value[h];
+  for (Index h = 0; h < s.heads; ++h) conv3_b_[h] = conv3_b_[s.heads + h] = w.conv3_b.value[h];
   if (s.causal) {
     std::copy_n(w.conv3_w.value.data(), s.heads * c, conv3_w_.data());
     copy_rows(w.ln2_w, 1, s.width(), wide_width_, ln2_w_.data());
@@ -293,15 +291,24 @@ void SeaEstimator::fill_image(const float* kernel, Index kernel_head, Index kern
   for (Index h = 0; h < s.heads; ++h)
     for (Index first = rows.first; first < rows.last; first += kGroup) {
       const Index count = std::min(kGroup, rows.last - first);
-      for (Index r = 0; r < count; ++r) {
-        float* const to = x + r * inputs;
-        std::copy_n(kernel + h * kernel_head + (first + r) * kernel_row, 2 * d, to);
-        std::copy_n(v + h * v_head + (first + r) * v_row, d, to + 2 * d);
-        for (Index block = 0; block < 3 && s.block_norm; ++block)
-          normalize_row(to + block * d, d, nullptr, nullptr, to + block * d);
+      const float* const seen = kernel + h * kernel_head + first * kernel_row;
+      const float* const values = v + h * v_head + first * v_row;
+      if (s.block_norm) {
+        for (Index r = 0; r < count; ++r) {
+          float* const to = x + r * inputs;
+          std::copy_n(seen + r * kernel_row, 2 * d, to);
+          std::copy_n(values + r * v_row, d, to + 2 * d);
+          for (Index block = 0; block < 3; ++block)
+            normalize_row(to + block * d, d, nullptr, nullptr, to + block * d);
+        }
+        product<false>(x, inputs, 1, count, inputs, w1_.data(), wide_hidden_, wide_hidden_, z,
+                       wide_hidden_);
+      } else {  // two products in place of a copy
+        product<false>(seen, kernel_row, 1, count, 2 * d, w1_.data(), wide_hidden_, wide_hidden_, z,
+                       wide_hidden_);
+        product<true>(values, v_row, 1, count, d, w1_.data() + 2 * d * wide_hidden_, wide_hidden_,
+                      wide_hidden_, z, wide_hidden_);
       }
-      product<false>(x, inputs, 1, count, inputs, w1_.data(), wide_hidden_, wide_hidden_, z,
-                     wide_hidden_);
       for (Index r = 0; r < count; ++r) {
         float* const row = z + r * wide_hidden_;
         for (Index i = 0; i < wide_hidden_; i += kLanes)
@@ -327,10 +334,11 @@ void SeaEstimator::fill_image(const float* kernel, Index kernel_head, Index kern
         for (Index channel = 0; channel < s.per_head(); ++channel) {
           const float* const from = y + r * y_width + channel * wide_width_;
           const float* const bias = b2_.data() + channel * wide_width_;
-          float* const line = image + (first + r - rows.first) * image_floats_ +
-                              (h * s.per_head() + channel) * ld_;
+          float* const line =
+              image + (first + r - rows.first) * image_floats_ + (h * s.per_head() + channel) * ld_;
           float* const to = line + kLanes;
-          for (Index i = 0; i < wide_width_; i += kLanes) store(to + i, load(from + i) + load(bias + i));
+          for (Index i = 0; i < wide_width_; i += kLanes)
+            store(to + i, load(from + i) + load(bias + i));
           if (s.causal && s.cnn) normalize_row(to, s.width(), ln2_w_.data(), ln2_b_.data(), to);
           clear_borders(line, s.width(), wide_width_);
         }
@@ -378,11 +386,11 @@ void SeaEstimator::finish_bidirectional(const float* top, Range top_rows, Range 
       if (rows % 2 == 0) {
         std::copy_n(source(r), wide_width_, x);
       } else {  // one row more than is wanted: half-pixel centres between neighbours
-        const double at = std::clamp((static_cast<double>(r) + 0.5) *
-                                             (static_cast<double>(doubled) /
-                                              static_cast<double>(rows)) -
-                                         0.5,
-                                     0.0, static_cast<double>(doubled - 1));
+        const double at =
+            std::clamp((static_cast<double>(r) + 0.5) *
+                               (static_cast<double>(doubled) / static_cast<double>(rows)) -
+                           0.5,
+                       0.0, static_cast<double>(doubled - 1));
         const auto low = static_cast<Index>(at);
         const auto part = static_cast<float>(at - static_cast<double>(low));
         const float *const a = source(low), *const b = source(std::min(low + 1, doubled - 1));
@@ -396,9 +404,9 @@ void SeaEstimator::finish_bidirectional(const float* top, Range top_rows, Range 
         double_columns(x, w, to, wide_cells_);
       } else {
         for (Index c = 0; c < s.cells; ++c) {
-          const double at = std::clamp(
-              (static_cast<double>(c) + 0.5) / static_cast<double>(s.stretch) - 0.5, 0.0,
-              static_cast<double>(w - 1));
+          const double at =
+              std::clamp((static_cast<double>(c) + 0.5) / static_cast<double>(s.stretch) - 0.5, 0.0,
+                         static_cast<double>(w - 1));
           const auto low = static_cast<Index>(at);
           const auto part = static_cast<float>(at - static_cast<double>(low));
           to[c] = x[low] * (1 - part) + x[std::min(low + 1, w - 1)] * part;
@@ -407,8 +415,7 @@ void SeaEstimator::finish_bidirectional(const float* top, Range top_rows, Range 
     }
 }
 
-void SeaEstimator::finish_causal(const float* middle, Range out, float* work,
-                                 float* scores) const {
+void SeaEstimator::finish_causal(const float* middle, Range out, float* work, float* scores) const {
   const SeaShape& s = shape_;
   const Index channels = s.image_channels();
   const auto taps = reinterpret_cast<const float**>(work);
@@ -457,8 +464,8 @@ void SeaEstimator::scores_from_image(const float* image, Range image_rows, const
   float* const rest = middle2 + need.middle2.count() * image_floats_;
   if (s.causal) {
     constexpr Index kBack[3] = {-4, -2, 0};
-    convolve(image, image_rows, rows, 1, kBack, 2, conv1_w_.data(), conv1_b_.data(), channels,
-             true, need.middle1, room1);
+    convolve(image, image_rows, rows, 1, kBack, 2, conv1_w_.data(), conv1_b_.data(), channels, true,
+             need.middle1, room1);
     convolve(middle1, need.middle1, rows, 1, kBack, 2, conv2_w_.data(), conv2_b_.data(), channels,
              true, need.middle2, room2);
     finish_causal(middle2, out, rest, scores);
@@ -467,8 +474,8 @@ void SeaEstimator::scores_from_image(const float* image, Range image_rows, const
     const Index half = (rows + 1) / 2;
     convolve(image, image_rows, rows, 2, kAround, 1, conv1_w_.data(), conv1_b_.data(), channels,
              true, need.middle1, room1);
-    convolve(middle1, need.middle1, half, 1, kAround, 1, conv2_w_.data(), conv2_b_.data(),
-             channels, true, need.middle2, room2);
+    convolve(middle1, need.middle1, half, 1, kAround, 1, conv2_w_.data(), conv2_b_.data(), channels,
+             true, need.middle2, room2);
     convolve(middle2, need.middle2, half, 1, kAround, 1, conv3_w_.data(), conv3_b_.data(),
              2 * s.heads, false, need.top, rest);
     finish_bidirectional(rest + taps, need.top, out, scores);

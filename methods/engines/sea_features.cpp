@@ -149,9 +149,7 @@ class SeaFeatures final : public FeatureMap {
     if (begin_scratch_.size() < thread_count() * begin_floats(d))
       begin_scratch_ = AlignedArray<float>(thread_count() * begin_floats(d));
   }
-  static float norm(Index m) {
-    return static_cast<float>(1 / std::sqrt(static_cast<double>(m)));
-  }
+  static float norm(Index m) { return static_cast<float>(1 / std::sqrt(static_cast<double>(m))); }
   template <class Body>
   static void each(Index m, Body&& body) {
     for (Index f = 0; f < m; f += kLanes) body(f, std::min<Index>(kLanes, m - f));
@@ -164,14 +162,20 @@ class SeaFeatures final : public FeatureMap {
     }
   }
   static float largest_of(const float* s, Index m) {
-    float largest = s[0];
-    for (Index f = 1; f < m; ++f) largest = std::max(largest, s[f]);
-    return largest;
+    Vec largest = broadcast(s[0]);
+    const Index whole = m / kLanes * kLanes;
+    for (Index f = 0; f < whole; f += kLanes) largest = engine::max(largest, load(s + f));
+    float most = horizontal_max(largest);
+    for (Index f = whole; f < m; ++f) most = std::max(most, s[f]);
+    return most;
   }
   float half_square(const float* x, Index d) const {  // of the scaled row
-    float sum = 0;
-    for (Index c = 0; c < d; ++c) sum += x[c] * x[c];
-    return 0.5f * sum * root_scale_ * root_scale_;
+    Vec sum{};
+    each(d, [&](Index c, Index count) {
+      const Vec v = count == kLanes ? load(x + c) : load_part(x + c, count);
+      sum += v * v;
+    });
+    return 0.5f * horizontal_sum(sum) * root_scale_ * root_scale_;
   }
   void project(const float* x, Index rows, Index d, float* to) const {  // x' W^T
     product<false>(x, d, 1, rows, d, columns_.data(), wide_, wide_, to, wide_);

@@ -35,14 +35,13 @@ class AdamW {  // Loshchilov and Hutter 2019 (arXiv 1711.05101), usual constants
     for (std::size_t k = 0; k < parameters_.size(); ++k) {
       Parameter& p = *parameters_[k];
       const auto shrink = static_cast<float>(p.decay ? 1 - rate * decay : 1.0),
-                 size = static_cast<float>(rate / unbias1),
-                 root = static_cast<float>(1 / unbias2);
+                 size = static_cast<float>(rate / unbias1), root = static_cast<float>(1 / unbias2);
       for (Index i = 0; i < p.value.size(); ++i) {
         const float g = factor * p.grad[i];
         first_[k][i] += 0.1f * (g - first_[k][i]);
         second_[k][i] += 0.001f * (g * g - second_[k][i]);
-        p.value[i] = shrink * p.value[i] -
-                     size * first_[k][i] / (std::sqrt(second_[k][i] * root) + 1e-8f);
+        p.value[i] =
+            shrink * p.value[i] - size * first_[k][i] / (std::sqrt(second_[k][i] * root) + 1e-8f);
       }
     }
   }
@@ -56,7 +55,10 @@ class AdamW {  // Loshchilov and Hutter 2019 (arXiv 1711.05101), usual constants
 class Fit {
  public:
   Fit(SeaAttention& attention, SeaWeights& weights, const SeaFitOptions& options)
-      : attention_(attention), weights_(weights), options_(options), p_(attention.problem()),
+      : attention_(attention),
+        weights_(weights),
+        options_(options),
+        p_(attention.problem()),
         saved_(attention.make_saved()) {
     const SeaShape& s = attention.shape();
     const Index heads = p_.batch * p_.heads;
@@ -140,9 +142,8 @@ class Fit {
       const float* const from = in.q.head(bh).data() + t * p_.d_k;
       for (Index c = 0; c < p_.d_k; ++c) q[c] = from[c] * factor;
       const auto keys = [&](Index c) { return attention_.cell_keys(c, t); };
-      const TeacherRow teacher =
-          teacher_masses(RowQuery(q, p_.d_k, tail), in.k.head(bh).data(), p_.d_k, seen, s.cells,
-                         keys, row, masses);
+      const TeacherRow teacher = teacher_masses(RowQuery(q, p_.d_k, tail), in.k.head(bh).data(),
+                                                p_.d_k, seen, s.cells, keys, row, masses);
       losses_[item] = approximation_loss(
           scores + item * s.cells, masses, teacher, s.cells,
           [&](Index c) { return keys(c).second - keys(c).first; }, weights,
@@ -239,8 +240,7 @@ void save_sea(const std::string& path, SeaWeights& weights, Index steps) {
   std::vector<FileTensor> tensors;
   for (const Parameter* p : weights.all())
     tensors.push_back({p->name, p->shape, "F32", p->value.data()});
-  write_safetensors(path, tensors,
-                    {{"method", "sea"}, {"fitted_steps", std::to_string(steps)}});
+  write_safetensors(path, tensors, {{"method", "sea"}, {"fitted_steps", std::to_string(steps)}});
 }
 
 }  // namespace subquad

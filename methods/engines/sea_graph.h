@@ -14,7 +14,6 @@ struct SeaGraph {
   Var scores;  // [batch, heads, rows, cells], before any mask; empty unless asked for
 };
 
-
 // kernel [batch, heads, rows, 2 d_v], v [batch, heads, rows, d_v]: every skip-th row already
 // picked. `place(parameter)` puts a learned tensor on the tape.
 template <class T, class Place>
@@ -42,8 +41,8 @@ SeaGraph<T> record_sea(const SeaShape& s, SeaWeights& w, autodiff::Var<T> kernel
   y = ad::reshape(y, {batch, heads, rows, s.per_head(), width});
   y = ad::reshape(ad::transpose(y, {0, 1, 3, 2, 4}), {batch, channels, rows, width});
   if (s.causal) {
-    const ad::Conv2d back{.dilation_y = 2, .dilation_x = 2, .pad_top = 4, .pad_left = 2,
-                          .pad_right = 2};
+    const ad::Conv2d back{
+        .dilation_y = 2, .dilation_x = 2, .pad_top = 4, .pad_left = 2, .pad_right = 2};
     y = ad::layer_norm(y, place(w.ln2_w), place(w.ln2_b));
     y = ad::relu(ad::conv2d(y, place(w.conv1_w), place(w.conv1_b), back));
     y = ad::relu(ad::conv2d(y, place(w.conv2_w), place(w.conv2_b), back));

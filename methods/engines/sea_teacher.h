@@ -1,9 +1,11 @@
 // What SEA's estimator is taught: the masses of the cells in the exact attention matrix, and the
 // approximation loss of a row in O(K_c) from them instead of O(n) keys.
-//   loss = w_kl KL(t || p) / rows + w_mse sum (p - t)^2 / entries,   p = softmax of stretched scores
+//   loss = w_kl KL(t || p) / rows + w_mse sum (p - t)^2 / entries,   p = softmax of stretched
+//   scores
 // Source: Lee et al. 2024 (arXiv 2310.01777), section 3.3 and code; the form over cells is ours: p
 // is constant within a cell, so with P = n_c p its mass and T the teacher's,
-//   KL = sum t ln t - sum_c T_c ln(P_c / n_c),  sum (p - t)^2 = sum_c (P_c - 2 T_c) P_c / n_c + sum t^2.
+//   KL = sum t ln t - sum_c T_c ln(P_c / n_c),  sum (p - t)^2 = sum_c (P_c - 2 T_c) P_c / n_c + sum
+//   t^2.
 #pragma once
 
 #include <cmath>
@@ -76,8 +78,8 @@ inline double approximation_loss(const T* scores, const T* masses, const Teacher
     }
     const auto n = static_cast<double>(size(c)), p = mass(c) / sum,
                t = static_cast<double>(masses[c]);
-    dscores[c] = static_cast<T>(w.kl / w.rows * (p - t) +
-                                w.mse / w.entries * p * (2 * (p - t) / n - inner));
+    dscores[c] =
+        static_cast<T>(w.kl / w.rows * (p - t) + w.mse / w.entries * p * (2 * (p - t) / n - inner));
   }
   return w.kl / w.rows * kl + w.mse / w.entries * mse;
 }

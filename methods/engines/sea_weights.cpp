@@ -69,10 +69,9 @@ void SeaWeights::make(const SeaShape& shape, Seed seed, bool gradients) {
     if (place.start == '1') std::fill_n(p.value.data(), size, 1.0f);
     if (place.start == 'n' || place.start == 'p') fill_normal(stream, p.value.data(), size);
     if (place.start == 'u') fill_uniform(stream, p.value.data(), size);
-    const float bound =
-        place.fan_in > 0
-            ? static_cast<float>(1 / std::sqrt(static_cast<double>(place.fan_in)))
-            : 0.0f;
+    const float bound = place.fan_in > 0
+                            ? static_cast<float>(1 / std::sqrt(static_cast<double>(place.fan_in)))
+                            : 0.0f;
     for (Index i = 0; i < size; ++i) {
       if (place.start == 'n') p.value[i] *= 0.02f;
       if (place.start == 'u') p.value[i] = bound * (2 * p.value[i] - 1);

@@ -48,7 +48,8 @@ struct SeaWorkSizes {
     w.out = wide(p.d_v);
     w.sum = wide(2 * p.heads * p.d_v);
     w.bits = wide((o.cells + 31) / 32);
-    w.floats = w.estimator + w.scores + w.gates + w.p + w.row + w.back + w.y + w.q + 16 + w.out + w.sum + w.bits;
+    w.floats = w.estimator + w.scores + w.gates + w.p + w.row + w.back + w.y + w.q + 16 + w.out +
+               w.sum + w.bits;
     return w;
   }
   SeaWork at(float* memory, std::int32_t* keys) const {

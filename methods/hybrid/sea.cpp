@@ -54,8 +54,7 @@ class Sea final : public Method {
     if (p.causal && (o.group == SeaOptions::Group::head || o.group == SeaOptions::Group::batch))
       return fmt::format("group={} chooses over all queries, so it has no causal form",
                          params_.group);
-    if (o.max_n > 0 && p.n > o.max_n)
-      return fmt::format("n={} exceeds max_n={}", p.n, o.max_n);
+    if (o.max_n > 0 && p.n > o.max_n) return fmt::format("n={} exceeds max_n={}", p.n, o.max_n);
     if (o.source == SeaOptions::Source::identity) {
       if (p.causal) return "mask=identity reads positions of all keys, so it has no causal form";
       if (o.cells != p.d_v)
@@ -89,8 +88,13 @@ class Sea final : public Method {
   }
 
   std::unique_ptr<Decoder> make_decoder(const DecodeConfig& c) const override {
-    const Problem p{.batch = c.batch, .heads = c.heads, .n = c.capacity, .n_kv = c.capacity,
-                    .d_k = c.d_k, .d_v = c.d_v, .causal = true};
+    const Problem p{.batch = c.batch,
+                    .heads = c.heads,
+                    .n = c.capacity,
+                    .n_kv = c.capacity,
+                    .d_k = c.d_k,
+                    .d_v = c.d_v,
+                    .causal = true};
     const SeaOptions o = options(p);
     auto weights = std::make_unique<SeaWeights>();
     if (o.source == SeaOptions::Source::learned)
@@ -154,7 +158,8 @@ class Sea final : public Method {
     return SeaAttention::flops(p, options(p), pass);
   }
   std::vector<Metric> metrics() const override {
-    return {{"kept_keys", attention_.kept_keys()}, {"fitted_steps", static_cast<double>(fitted_steps_)}};
+    return {{"kept_keys", attention_.kept_keys()},
+            {"fitted_steps", static_cast<double>(fitted_steps_)}};
   }
 
  private:
@@ -232,15 +237,17 @@ const RegisterMethod<Sea, Params> kRegistration{
                "repo_quirks: the causal code pads its 1 x 1 convolution and pools it back"}},
     {param("top_k", &Params::top_k, {1, 1 << 24}, "keys per query and head, on average (k)"),
      param("cells", &Params::cells, {1, 4096}, "width of the compressed mask (K_c)"),
-     choice("mask", &Params::mask, {"learned", "oracle", "random", "local", "identity"},
-            "scores of cells: estimated, exact masses, drawn, nearest, position bins of the kernel"),
+     choice(
+         "mask", &Params::mask, {"learned", "oracle", "random", "local", "identity"},
+         "scores of cells: estimated, exact masses, drawn, nearest, position bins of the kernel"),
      choice("group", &Params::group, {"causal_per_batch", "per_query", "per_head", "per_batch"},
             "cells compete over the heads of a query, in each head and query, in a head, in all"),
      choice("kernel", &Params::kernel, {"auto", "favor", "relu"},
             "features of the kernel attention; auto: relu where causal"),
      param("features", &Params::features, {0, 4096}, "their number; 0: d_k ln(d_k) / 8"),
-     choice("position", &Params::position, {"auto", "identity", "nearest", "learned"},
-            "value beside v: the identity resized to n rows, or a table; auto: a table where causal"),
+     choice(
+         "position", &Params::position, {"auto", "identity", "nearest", "learned"},
+         "value beside v: the identity resized to n rows, or a table; auto: a table where causal"),
      param("channels", &Params::channels, {0, 64}, "CNN channels per head; 0: 4, causal 2"),
      param("stretch", &Params::stretch, {0, 64}, "cells per CNN column; 0: 2, causal 4"),
      param("cnn", &Params::cnn, "off: cells are read out linearly"),

@@ -196,7 +196,8 @@ Settings small_settings(const std::string& name) {
     return {{"rounds", Index{2}}, {"bits", Index{2}}, {"chunk", Index{2}}, {"attend_self", true}};
   if (name == "zeta" || name == "zeta_topk") return {{"top_k", Index{2}}, {"chunk", Index{2}}};
   if (name == "cauchy_topk") return {{"top_k", Index{2}}};
-  if (name == "sea") return {{"top_k", Index{2}}, {"cells", Index{8}}};
+  if (name == "sea")  // relu: the shift of the other features counts as constant in the gradient
+    return {{"top_k", Index{2}}, {"cells", Index{8}}, {"kernel", std::string("relu")}};
   return {};
 }
 

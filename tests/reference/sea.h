@@ -129,8 +129,7 @@ inline SeaTensors sea_tensors(const SeaRule& r, const Problem& p, Seed seed) {
       put("score_norm.bias", {r.cells}, '0');
     }
     for (const std::string name : {"conv1", "conv2", "conv3"}) {
-      const Index kernel = name == "conv3" && r.causal ? 1 : 3,
-                  out = name == "conv3" ? p.heads : c;
+      const Index kernel = name == "conv3" && r.causal ? 1 : 3, out = name == "conv3" ? p.heads : c;
       put(name + ".weight", {out, c, kernel, kernel}, 'u', c * kernel * kernel);
       put(name + ".bias", {out}, 'u', c * kernel * kernel);
     }
@@ -249,9 +248,9 @@ inline SeaArray sea_kernel(const SeaRule& r, const Call& call, const SeaTensors&
       } else if (r.position == "nearest") {
         value(i, i * d / n) = 1;
       } else {
-        const double y = n > 1 ? static_cast<double>(i) * static_cast<double>(d - 1) /
-                                     static_cast<double>(n - 1)
-                               : 0;
+        const double y =
+            n > 1 ? static_cast<double>(i) * static_cast<double>(d - 1) / static_cast<double>(n - 1)
+                  : 0;
         for (Index c = 0; c < d; ++c)
           value(i, c) = std::max(0.0, 1 - std::fabs(y - static_cast<double>(c)));
       }
@@ -268,9 +267,9 @@ inline SeaArray sea_kernel(const SeaRule& r, const Call& call, const SeaTensors&
       for (Index f = 0; f < m; ++f) {
         const double ratio = 1 / std::sqrt(static_cast<double>(m));
         phi_q(i, f) =
-            r.relu ? std::max(0.0, project_q(i, f)) + 1e-3
-                   : ratio * (std::exp(project_q(i, f) - half_q - project_q.row(i).maxCoeff()) +
-                              1e-4);
+            r.relu
+                ? std::max(0.0, project_q(i, f)) + 1e-3
+                : ratio * (std::exp(project_q(i, f) - half_q - project_q.row(i).maxCoeff()) + 1e-4);
         phi_k(i, f) = r.relu ? std::max(0.0, project_k(i, f)) + 1e-3
                              : ratio * (std::exp(project_k(i, f) - half_k - largest_key) + 1e-4);
       }
@@ -305,19 +304,22 @@ inline SeaEstimate sea_estimate(const SeaRule& r, const Call& call, const SeaTen
         sea_layer_norm(x.data() + block * d, d, nullptr, nullptr);
       for (Index o = 0; o < hidden; ++o) {
         double sum = t.at("encoder.bias")(o);
-        for (Index i = 0; i < 3 * d; ++i) sum += x[static_cast<std::size_t>(i)] * t.at("encoder.weight")(i, o);
+        for (Index i = 0; i < 3 * d; ++i)
+          sum += x[static_cast<std::size_t>(i)] * t.at("encoder.weight")(i, o);
         z[static_cast<std::size_t>(o)] = sum;
       }
       sea_layer_norm(z.data(), hidden, &t.at("encoder_norm.weight"), &t.at("encoder_norm.bias"));
       for (double& e : z) e = 0.5 * e * std::erfc(-e / std::sqrt(2.0));
       for (Index g = 0; g < 2; ++g) {
         double sum = t.at("gates.bias")(g);
-        for (Index i = 0; i < hidden; ++i) sum += z[static_cast<std::size_t>(i)] * t.at("gates.weight")(i, g);
+        for (Index i = 0; i < hidden; ++i)
+          sum += z[static_cast<std::size_t>(i)] * t.at("gates.weight")(i, g);
         gates(h, row, g) = 1 / (1 + std::exp(-sum));
       }
       for (Index o = 0; o < per_head * width; ++o) {
         double sum = t.at("decoder.bias")(o);
-        for (Index i = 0; i < hidden; ++i) sum += z[static_cast<std::size_t>(i)] * t.at("decoder.weight")(i, o);
+        for (Index i = 0; i < hidden; ++i)
+          sum += z[static_cast<std::size_t>(i)] * t.at("decoder.weight")(i, o);
         image(h * per_head + o / width, row, o % width) = sum;
       }
     }
@@ -325,7 +327,8 @@ inline SeaEstimate sea_estimate(const SeaRule& r, const Call& call, const SeaTen
   if (r.cnn && r.causal) {
     for (Index c = 0; c < image.shape[0]; ++c)
       for (Index row = 0; row < rows; ++row)
-        sea_layer_norm(&image(c, row, 0), width, &t.at("image_norm.weight"), &t.at("image_norm.bias"));
+        sea_layer_norm(&image(c, row, 0), width, &t.at("image_norm.weight"),
+                       &t.at("image_norm.bias"));
     const std::vector<Index> back{-4, -2, 0};
     SeaArray y = sea_conv(image, t.at("conv1.weight"), t.at("conv1.bias"), 1, back, 2, true);
     y = sea_conv(y, t.at("conv2.weight"), t.at("conv2.bias"), 1, back, 2, true);
@@ -354,7 +357,8 @@ inline SeaEstimate sea_estimate(const SeaRule& r, const Call& call, const SeaTen
     }
     for (Index h = 0; h < p.heads; ++h)
       for (Index row = 0; row < rows; ++row)
-        sea_layer_norm(&scores(h, row, 0), r.cells, &t.at("score_norm.weight"), &t.at("score_norm.bias"));
+        sea_layer_norm(&scores(h, row, 0), r.cells, &t.at("score_norm.weight"),
+                       &t.at("score_norm.bias"));
   } else if (r.cnn) {
     const std::vector<Index> around{-1, 0, 1};
     SeaArray y = sea_conv(image, t.at("conv1.weight"), t.at("conv1.bias"), 2, around, 1, true);
@@ -428,7 +432,8 @@ inline SeaArray sea_kept(const SeaRule& r, const SeaArray& p) {
       all.clear();
     }
   }
-  if (r.group == "per_batch") choose(all, budget(heads * n, keys, r.length(0, n), heads * n * cells));
+  if (r.group == "per_batch")
+    choose(all, budget(heads * n, keys, r.length(0, n), heads * n * cells));
   return kept;
 }
 
@@ -521,10 +526,10 @@ inline SeaArray sea_matrix(const SeaRule& r, const Call& call, Index b, Seed see
         weights(h, t, j) += s_mix * s_prob * std::exp(logit(call, b, h, t, j) - most) / sum;
       if (!r.gates) continue;
       for (Index j = 0; j < r.visible(t, n); ++j)
-        weights(h, t, j) += (1 - s_mix) * (r.causal ? 1 / static_cast<double>(t + 1)
-                                           : r.normalize
-                                               ? pool[static_cast<std::size_t>(j)] / pool_sum
-                                               : pool[static_cast<std::size_t>(j)]);
+        weights(h, t, j) +=
+            (1 - s_mix) * (r.causal      ? 1 / static_cast<double>(t + 1)
+                           : r.normalize ? pool[static_cast<std::size_t>(j)] / pool_sum
+                                         : pool[static_cast<std::size_t>(j)]);
     }
   }
   return weights;
