@@ -440,8 +440,7 @@ void SeaAttention::attend_block(const Inputs& in, Index b, Index block, int thre
       const float* const q = in.q.head(bh).data() + t * d_k;
       for (Index c = 0; c < d_k; ++c) w.q[c] = q[c] * factor;
       const Part part = attend_rows(
-          RowQuery(w.q, d_k, w.tail),
-          GatheredPairs<std::int32_t>{in.k.head(bh).data(), d_k, w.keys, in.v.head(bh).data(), d_v},
+          RowQuery(w.q, d_k, w.tail), GatheredRows<std::int32_t>{in.k.head(bh).data(), d_k, w.keys},
           GatheredRows<std::int32_t>{in.v.head(bh).data(), d_v, w.keys}, count, d_v, w.row, w.out);
       const float weight = count > 0 ? s_mix * s_prob / part.sum : 0.0f;
       float* const to = out.head(bh).data() + t * d_v;

@@ -150,11 +150,11 @@ void SeaSparse::runs(const SeaRuns& rows, TensorView out) {
       const float* const query = q.data() + (h * n + t) * d_k;
       float* const result = out.data() + (h * n + t) * d_v;
       for (std::size_t c = 0; c < scaled.size(); ++c) scaled[c] = query[c] * factor;
-      const Part part = attend_rows(
-          RowQuery(scaled.data(), d_k, tail.data()),
-          GatheredPairs<std::int32_t>{k.data(), d_k, expanded.data() + from, v.data(), d_v},
-          GatheredRows<std::int32_t>{v.data(), d_v, expanded.data() + from}, to - from, d_v,
-          row.data(), result);
+      const Part part =
+          attend_rows(RowQuery(scaled.data(), d_k, tail.data()),
+                      GatheredRows<std::int32_t>{k.data(), d_k, expanded.data() + from},
+                      GatheredRows<std::int32_t>{v.data(), d_v, expanded.data() + from}, to - from,
+                      d_v, row.data(), result);
       const float normal = 1 / part.sum;
       for (Index c = 0; c < d_v; ++c) result[c] *= normal;
     });

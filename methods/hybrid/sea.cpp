@@ -26,7 +26,7 @@ struct Params {
   std::string input_norm = "none";
   bool mask_empty_cells = true;
   std::string cell_map = "relative";
-  Index max_n = 0;
+  Index n_max = 0;
   bool avg_normalize = false;
   Index query_skip = 1;
   bool repo_quirks = false;
@@ -54,7 +54,7 @@ class Sea final : public Method {
     if (p.causal && (o.group == SeaOptions::Group::head || o.group == SeaOptions::Group::batch))
       return fmt::format("group={} chooses over all queries, so it has no causal form",
                          params_.group);
-    if (o.max_n > 0 && p.n > o.max_n) return fmt::format("n={} exceeds max_n={}", p.n, o.max_n);
+    if (o.max_n > 0 && p.n > o.max_n) return fmt::format("n={} exceeds n_max={}", p.n, o.max_n);
     if (o.source == SeaOptions::Source::identity) {
       if (p.causal) return "mask=identity reads positions of all keys, so it has no causal form";
       if (o.cells != p.d_v)
@@ -202,7 +202,7 @@ class Sea final : public Method {
     o.normalize_pool = params_.avg_normalize;
     o.gates = params_.gates == "learned";
     o.skip = params_.query_skip;
-    o.max_n = params_.max_n;
+    o.max_n = params_.n_max;
     return o;
   }
 
@@ -258,8 +258,8 @@ const RegisterMethod<Sea, Params> kRegistration{
      param("mask_empty_cells", &Params::mask_empty_cells,
            "cells without a key cannot be chosen (ours)"),
      choice("cell_map", &Params::cell_map, {"relative", "absolute"},
-            "cells divide the visible keys, or max_n positions (ours)"),
-     param("max_n", &Params::max_n, {0, 1 << 24},
+            "cells divide the visible keys, or n_max positions (ours)"),
+     param("n_max", &Params::n_max, {0, 1 << 24},
            "longest sequence: rows of the position table, range of absolute cells; 0: n"),
      param("avg_normalize", &Params::avg_normalize,
            "bidirectional: pooled values weigh one in all (ours)"),

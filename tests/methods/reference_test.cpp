@@ -135,7 +135,7 @@ std::vector<Settings> settings_of(const std::string& name) {
     // A learned mask ranks float32 scores: the shorter the sequence, the fewer near ties.
     std::vector<Settings> all{{{"mask", std::string("local")}, {"top_k", Index{40}}}};
     const auto with = [&](Settings settings) {
-      settings.insert({"max_n", Index{129}});
+      settings.insert({"n_max", Index{129}});
       settings.insert({"cells", Index{16}});
       settings.insert({"top_k", Index{5}});
       all.push_back(std::move(settings));

@@ -7,6 +7,7 @@
 
 #include "methods/engines/sea_attention.h"
 #include "methods/engines/sea_graph.h"
+#include "methods/engines/sea_sparse.h"
 #include "methods/engines/sea_teacher.h"
 #include "tests/methods/method_fixture.h"
 
@@ -332,7 +333,7 @@ TEST_CASE("sea: gradients of the learned tensors equal central differences in do
                                    with({{"cnn", false},
                                          {"cells", Index{16}},
                                          {"cell_map", std::string("absolute")},
-                                         {"max_n", Index{24}}})})
+                                         {"n_max", Index{24}}})})
     for (const bool causal : {false, true}) {
       const Problem p{
           .batch = 2, .heads = 2, .n = 19, .n_kv = 19, .d_k = 6, .d_v = 8, .causal = causal};
@@ -456,4 +457,77 @@ TEST_CASE("sea: a fit lowers its loss, and what it learned survives in a file", 
       CHECK_THROWS_AS(other->prepare(p, {}), UserError);
     }
   std::filesystem::remove(path);
+}
+
+TEST_CASE("sea: flat CSR, coordinates and runs give what the method gives", "[sea]") {
+  for (const bool causal : {false, true})
+    for (const Index k : {4, 12}) {  // wide cells thinned to single keys, and whole
+      const Problem p = sea_problem(60, causal, 3);
+      const QKV in = random_inputs(p, 16);
+      SeaOptions options;
+      options.source = SeaOptions::Source::random;
+      options.cells = 8;
+      options.top_k = k;
+      SeaAttention attention;
+      SeaWeights weights;
+      attention.prepare(p, options, &weights, 1, false);
+      std::vector<std::vector<std::int32_t>> rows(static_cast<std::size_t>(p.n));
+      attention.show(
+          in.inputs(), 0, 0, p.n,
+          [&](Index h, Index t, const std::int32_t* keys, Index count, const float*, float, float) {
+            for (Index i = 0; i < count; ++i)
+              rows[static_cast<std::size_t>(t)].push_back(static_cast<std::int32_t>(h * p.n) +
+                                                          keys[i]);
+          });
+      SeaCsr csr;
+      csr.row_ptr.push_back(0);
+      for (const auto& row : rows) {
+        csr.columns.insert(csr.columns.end(), row.begin(), row.end());
+        csr.row_ptr.push_back(static_cast<Index>(csr.columns.size()));
+      }
+      Tensor want(1, 3, p.n, p.d_v), got(want.shape());
+      attention.forward(in.inputs(), want, nullptr);
+      const TensorD exact = cast<double>(want);
+      SeaSparse sparse{in.q, in.k, in.v, p.logit_scale(), {}, {}, {}, {}};
+      sparse.csr(csr, got);
+      CHECK(relative_error(got, exact) <= 1e-6);
+      got.fill(std::numeric_limits<float>::quiet_NaN());
+      sparse.runs(runs_of(csr, p.n), got);
+      CHECK(relative_error(got, exact) <= 1e-6);
+      got.fill(std::numeric_limits<float>::quiet_NaN());
+      sparse.coo(coo_of(csr), got);
+      CHECK(relative_error(got, exact) <= 2e-6);
+    }
+}
+
+TEST_CASE("sea: heads permuted with their channels permute the output", "[sea]") {
+  const Problem p = sea_problem(40, true, 2, 8);
+  const QKV in = random_inputs(p, 17);
+  QKV swapped = in;
+  for (Tensor QKV::*x : {&QKV::q, &QKV::k, &QKV::v})
+    for (const Index h : {0, 1}) (swapped.*x).head(0, h) = (in.*x).head(0, 1 - h);
+  const Settings settings{{"cells", Index{8}}, {"top_k", Index{6}}};
+  const auto method = make_method("sea", settings);
+  method->prepare(p, {});
+  Tensor first(1, 2, p.n, 8), second = first;
+  method->forward(in.inputs(), first, nullptr);
+  for (Parameter* x : method->parameters()) {  // channels h * 2 .. h * 2 + 1 belong to head h
+    const bool by_head = x->name == "conv3.weight" || x->name == "conv3.bias";
+    if (!x->name.starts_with("conv")) continue;
+    const AlignedArray<float>& v = x->value;
+    std::vector<float> old(v.data(), v.data() + v.size());
+    const Index out = x->shape[0], in_channels = x->shape.size() > 1 ? x->shape[1] : 1,
+                taps = v.size() / out / in_channels;
+    const auto moved = [](Index c, bool heads) { return heads ? 1 - c : (c + 2) % 4; };
+    for (Index o = 0; o < out; ++o)
+      for (Index i = 0; i < in_channels; ++i)
+        for (Index t = 0; t < taps; ++t)
+          x->value[(moved(o, by_head) * in_channels + (in_channels > 1 ? moved(i, false) : 0)) *
+                       taps +
+                   t] = old[static_cast<std::size_t>((o * in_channels + i) * taps + t)];
+  }
+  method->forward(swapped.inputs(), second, nullptr);
+  TensorD want(second.shape());
+  for (const Index h : {0, 1}) want.head(0, h) = first.head(0, 1 - h).cast<double>();
+  CHECK(relative_error(second, want) <= 1e-5);
 }

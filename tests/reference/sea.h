@@ -59,7 +59,7 @@ struct SeaRule {
                      : std::max<Index>(1, static_cast<Index>(d * std::log(d) / 8));
     r.channels = integer("channels") > 0 ? integer("channels") : r.causal ? 2 : 4;
     r.stretch = integer("stretch") > 0 ? integer("stretch") : r.causal ? 4 : 2;
-    r.max_n = integer("max_n") > 0 ? integer("max_n") : c.problem.n;
+    r.max_n = integer("n_max") > 0 ? integer("n_max") : c.problem.n;
     r.skip = integer("query_skip");
     r.mask = text("mask");
     r.group = text("group");
