@@ -69,19 +69,43 @@ class RowQuery {
       }
       return;
     }
-    Index r = 0;
-    for (; r + kLanes <= count; r += kLanes) store(scores + r, group(row, r));
-    if (r == count) return;
-    // The last rows are scored with repetitions of the last one.
-    float last[kLanes];
-    store(last, group(DerivedRows<Rows>{row, 0, count}, r));
-    std::copy_n(last, count - r, scores + r);
+    if (d_ == 4 * kLanes) return score_rows<4>(row, count, scores);
+    score_rows<0>(row, count, scores);
   }
 
  private:
-  template <class Rows>
+  template <int VECTORS, class Rows>
+  void score_rows(const Rows& row, Index count, float* scores) const {
+    Index r = 0;
+    for (; r + kLanes <= count; r += kLanes) store(scores + r, group<VECTORS>(row, r));
+    if (r == count) return;
+    // The last rows are scored with repetitions of the last one.
+    float last[kLanes];
+    store(last, group<VECTORS>(DerivedRows<Rows>{row, 0, count}, r));
+    std::copy_n(last, count - r, scores + r);
+  }
+
+  // VECTORS: width of a row, where the query then stays in registers; 0: any.
+  template <int VECTORS, class Rows>
   [[gnu::always_inline]] Vec group(const Rows& row, Index first) const {
     Vec sum[kLanes];
+    if constexpr (VECTORS > 0) {
+      Vec q[VECTORS];
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) q[v] = load(q_ + v * kLanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        const float* const p = row(first + i);
+        fetch<Rows>(p);
+        sum[i] = load(p) * q[0];
+#pragma GCC unroll 4
+        for (int v = 1; v < VECTORS; ++v) {
+          fetch<Rows>(p + v * kLanes);
+          sum[i] += load(p + v * kLanes) * q[v];
+        }
+      }
+      return reduce_each(sum, [](Vec a, Vec b) { return a + b; });
+    }
     // Row after row: memory is read in its order, which is what prefetchers follow.
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) {

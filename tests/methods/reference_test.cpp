@@ -169,6 +169,28 @@ std::vector<Settings> settings_of(const std::string& name) {
     return {{},
             {{"samples", Index{3}}, {"per_cluster", Index{1}}, {"delta", 0.0}},
             {{"samples", Index{5}}, {"max_clusters", Index{4}}, {"delta", 2.0}}};
+  if (name == "sea") {
+    // A learned mask ranks float32 scores: the shorter the sequence, the fewer near ties.
+    std::vector<Settings> all{{{"mask", std::string("local")}, {"top_k", Index{40}}}};
+    const auto with = [&](Settings settings) {
+      settings.insert({"n_max", Index{129}});
+      settings.insert({"cells", Index{16}});
+      settings.insert({"top_k", Index{5}});
+      all.push_back(std::move(settings));
+    };
+    with({});
+    with({{"cells", Index{64}}, {"top_k", Index{20}}});
+    with({{"stretch", Index{1}}, {"channels", Index{3}}, {"kernel", std::string("relu")}});
+    with({{"stretch", Index{8}}, {"repo_quirks", true}, {"avg_normalize", true}});
+    with({{"cnn", false}, {"input_norm", std::string("block_ln")}, {"features", Index{20}}});
+    with({{"query_skip", Index{4}}, {"position", std::string("learned")}});
+    with({{"cell_map", std::string("absolute")}, {"mask_empty_cells", false}});
+    with({{"position", std::string("nearest")}, {"gates", std::string("one")}});
+    for (const std::string group : {"per_query", "per_head", "per_batch"}) with({{"group", group}});
+    for (const std::string mask : {"oracle", "random"}) with({{"mask", mask}, {"cells", Index{24}}});
+    with({{"mask", std::string("identity")}, {"cells", Index{20}}});
+    return all;
+  }
   if (name == "hrrformer")
     return {{},
             {{"rescale", true}, {"temperature", 3.0}},
@@ -212,6 +234,8 @@ Settings small_settings(const std::string& name) {
     return {{"rounds", Index{2}}, {"bits", Index{2}}, {"chunk", Index{2}}, {"attend_self", true}};
   if (name == "zeta" || name == "zeta_topk") return {{"top_k", Index{2}}, {"chunk", Index{2}}};
   if (name == "cauchy_topk") return {{"top_k", Index{2}}};
+  if (name == "sea")  // relu: the shift of the other features counts as constant in the gradient
+    return {{"top_k", Index{2}}, {"cells", Index{8}}, {"kernel", std::string("relu")}};
   return {};
 }
 

@@ -17,6 +17,7 @@
 #include "tests/reference/oracles.h"
 #include "tests/reference/performer.h"
 #include "tests/reference/reformer.h"
+#include "tests/reference/sea.h"
 #include "tests/reference/sliding_window.h"
 #include "tests/reference/softmax_attention.h"
 #include "tests/reference/top_k.h"
@@ -206,6 +207,7 @@ inline const std::map<std::string, Reference>& references() {
         [](const Settings& s, const Call& c, const TensorD& dout) {
           return lsh_attention_gradient(c, lsh_options(s), dout);
         }}},
+      {"sea", {[](const Settings& s, const Call& c) { return sea_attention(s, c); }}},
       {"sliding_window",
        {[integer](const Settings& s, const Call& c) {
           return softmax_attention(c, sees_window(c, integer(s, "window"), integer(s, "sinks")));

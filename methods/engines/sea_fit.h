@@ -1,0 +1,31 @@
+// Fitting SEA's learned tensors to dense attention, and keeping them in files.
+// Source: Lee et al. 2024 (arXiv 2310.01777), section 3.3: the estimator learns the teacher's
+// attention matrix (L_approx), the gates its output (L_context). That one comes before the other is
+// our choice; "joint" does both at once, as the paper does inside a model.
+#pragma once
+
+#include <string>
+
+#include "harness/core/method.h"
+#include "methods/engines/sea_attention.h"
+
+namespace subquad {
+
+struct SeaFitOptions {
+  enum class Stages { estimator_then_gates, estimator, gates, joint };
+  Stages stages = Stages::estimator_then_gates;
+  double kl = 0.1, mse = 1;       // weights inside L_approx: the paper's code
+  double decay = 0.01, clip = 1;  // AdamW's weight decay; largest norm of a gradient
+};
+
+// `attention` is prepared with gradients. AdamW with a cosine schedule; the report's losses are
+// means over the first and the last tenth of the steps of the first stage.
+FitReport fit_sea(SeaAttention& attention, SeaWeights& weights, FitData& data,
+                  const FitOptions& options, const SeaFitOptions& sea);
+
+// Steps that the tensors of the file were fitted for. UserError when a tensor is missing or has
+// another shape.
+Index load_sea(const std::string& path, SeaWeights& weights);
+void save_sea(const std::string& path, SeaWeights& weights, Index steps);
+
+}  // namespace subquad

@@ -1,0 +1,45 @@
+// Attention over given keys in the formats that SEA's paper compares: flat CSR (one row per query,
+// columns head * n + key), coordinates (COO), and runs of neighbouring keys.
+// Source: Lee et al. 2024 (arXiv 2310.01777), section 3.2 and table 3. The method itself expands
+// runs of one query at a time and stores nothing; these stand-alone forms are for comparison.
+#pragma once
+
+#include <vector>
+
+#include "harness/core/tensor.h"
+
+namespace subquad {
+
+struct SeaCsr {
+  std::vector<Index> row_ptr;         // [n + 1]
+  std::vector<std::int32_t> columns;  // [nnz], ascending in a row
+};
+struct SeaCoo {
+  std::vector<std::int64_t> rows, columns;  // [nnz]; 64 bit, as PyTorch keeps them
+};
+struct SeaRuns {
+  std::vector<Index> row_ptr;                // [n + 1]
+  std::vector<std::int32_t> first, lengths;  // [runs]
+};
+
+SeaCoo coo_of(const SeaCsr& csr);
+SeaRuns runs_of(const SeaCsr& csr, Index n);
+
+// out [1, heads, n, d_v] = softmax over the listed keys of scale q k^T, times v, head by head;
+// zero for a query without keys. One thread, O(nnz (d_k + d_v)).
+struct SeaSparse {
+  ConstTensorView q, k, v;  // [1, heads, n, d]
+  double scale = 1;
+  std::vector<float> values;           // [nnz] of CSR and COO: the probabilities
+  std::vector<float> most, sum;        // [heads * n] of COO
+  std::vector<std::int32_t> expanded;  // keys of a row
+
+  // Products, softmax and the second products as operators of their own.
+  void csr(const SeaCsr& rows, TensorView out);
+  // Entry by entry, in whatever order.
+  void coo(const SeaCoo& entries, TensorView out);
+  // All in one, without values in memory.
+  void runs(const SeaRuns& rows, TensorView out);
+};
+
+}  // namespace subquad

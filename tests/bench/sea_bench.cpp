@@ -1,0 +1,220 @@
+// Where SEA's time goes, and what its sparse formats cost.
+//   sea_bench formats N HEADS D CELLS K    T3: COO, flat CSR, runs, and a bare loop over the same
+//   rows sea_bench stages  N HEADS D CELLS K CAUSAL    stages of one call, one thread
+#include <fmt/core.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <numeric>
+
+#include "harness/core/task.h"
+#include "methods/engines/row_attention.h"
+#include "methods/engines/sea_attention.h"
+#include "methods/engines/sea_features.h"
+#include "methods/engines/sea_sparse.h"
+#include "methods/engines/sea_work.h"
+
+using namespace subquad;
+using namespace subquad::engine;
+
+namespace {
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Median of at least `least` calls or half a second.
+double time_of(const std::function<void()>& call) {
+  call();
+  std::vector<double> samples;
+  const double start = now();
+  while (samples.size() < 5 || now() - start < 0.5) {
+    const double before = now();
+    call();
+    samples.push_back(now() - before);
+  }
+  std::nth_element(samples.begin(),
+                   samples.begin() + static_cast<std::ptrdiff_t>(samples.size() / 2),
+                   samples.end());
+  return samples[samples.size() / 2];
+}
+
+struct Case {
+  Problem p;
+  SeaOptions o;
+  QKV in;
+};
+
+Case make_case(Index n, Index heads, Index d, Index cells, Index k, bool causal) {
+  Problem p{.batch = 1, .heads = heads, .n = n, .n_kv = n, .d_k = d, .d_v = d, .causal = causal};
+  Case c{p, {}, QKV(p)};
+  fill_normal(1, c.in.q.data(), c.in.q.size());
+  fill_normal(2, c.in.k.data(), c.in.k.size());
+  fill_normal(3, c.in.v.data(), c.in.v.size());
+  c.o.top_k = k;
+  c.o.cells = cells;
+  c.o.relu = causal;
+  c.o.position = causal ? SeaOptions::Position::learned : SeaOptions::Position::identity;
+  c.o.channels = causal ? 2 : 4;
+  c.o.stretch = causal ? 4 : 2;
+  return c;
+}
+
+// Random cells, as the paper's comparison has random inputs.
+SeaCsr random_rows(Case& c) {
+  c.o.source = SeaOptions::Source::random;
+  SeaAttention attention;
+  SeaWeights weights;
+  attention.prepare(c.p, c.o, &weights, 1, false);
+  std::vector<std::vector<std::int32_t>> rows(static_cast<std::size_t>(c.p.n));
+  attention.show(
+      c.in.inputs(), 0, 0, c.p.n,
+      [&](Index h, Index t, const std::int32_t* keys, Index count, const float*, float, float) {
+        for (Index i = 0; i < count; ++i)
+          rows[static_cast<std::size_t>(t)].push_back(static_cast<std::int32_t>(h * c.p.n) +
+                                                      keys[i]);
+      });
+  SeaCsr csr;
+  csr.row_ptr.push_back(0);
+  for (const auto& row : rows) {
+    csr.columns.insert(csr.columns.end(), row.begin(), row.end());
+    csr.row_ptr.push_back(static_cast<Index>(csr.columns.size()));
+  }
+  return csr;
+}
+
+// The least that any format has to do: one multiply-add per element of the same rows of k and v.
+float bare_loop(const Case& c, const SeaCsr& csr) {
+  const Index d = c.p.d_k;
+  Vec sink{};
+  for (Index t = 0; t < c.p.n; ++t)
+    for (Index e = csr.row_ptr[static_cast<std::size_t>(t)];
+         e < csr.row_ptr[static_cast<std::size_t>(t) + 1]; ++e) {
+      const Index column = csr.columns[static_cast<std::size_t>(e)];
+      const float *const k = c.in.k.data() + column * d, *const v = c.in.v.data() + column * d,
+                         *const q = c.in.q.data() + t * d;
+      Vec dot{}, sum{};
+      for (Index x = 0; x < d; x += kLanes) {
+        dot += load(k + x) * load(q + x);
+        sum += load(v + x) * 0.5f;
+      }
+      sink += dot + sum;
+    }
+  return horizontal_sum(sink);
+}
+
+void formats(Case c) {
+  const SeaCsr csr = random_rows(c);
+  const SeaCoo coo = coo_of(csr);
+  const SeaRuns runs = runs_of(csr, c.p.n);
+  SeaSparse sparse{c.in.q, c.in.k, c.in.v, c.p.logit_scale(), {}, {}, {}, {}};
+  Tensor out(1, c.p.heads, c.p.n, c.p.d_v);
+  volatile float sink = 0;
+  const double bare = time_of([&] { sink = bare_loop(c, csr); });
+  const double by_csr = time_of([&] { sparse.csr(csr, out); });
+  const double by_runs = time_of([&] { sparse.runs(runs, out); });
+  const double by_coo = time_of([&] { sparse.coo(coo, out); });
+  // A library that gets entries in any order first sorts them by row and column ("coalesce").
+  std::vector<std::size_t> shuffled(coo.rows.size());
+  std::iota(shuffled.begin(), shuffled.end(), std::size_t{0});
+  Random random(1, "sea_bench");
+  random.shuffle(shuffled);
+  const double sorting = time_of([&] {
+    std::vector<std::size_t> order = shuffled;
+    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return a < b; });
+    SeaCoo sorted;
+    sorted.rows.resize(order.size());
+    sorted.columns.resize(order.size());
+    for (std::size_t i = 0; i < order.size(); ++i) {
+      sorted.rows[i] = coo.rows[order[i]];
+      sorted.columns[i] = coo.columns[order[i]];
+    }
+    sink = static_cast<float>(sorted.rows.back());
+  });
+  const auto entries = static_cast<double>(csr.columns.size());
+  fmt::print("n={} heads={} d={} cells={} k={}: {} entries, {} runs\n", c.p.n, c.p.heads, c.p.d_k,
+             c.o.cells, c.o.top_k, csr.columns.size(), runs.first.size());
+  const auto line = [&](const char* name, double time, double bytes) {
+    fmt::print("{:<22} {:9.3f} ms  {:6.2f} x bare  {:6.2f} x csr  {:8.2f} MB\n", name, 1e3 * time,
+               time / bare, time / by_csr, 1e-6 * bytes);
+  };
+  line("bare loop", bare, 0);
+  line("flat CSR", by_csr, entries * 8 + 8 * static_cast<double>(c.p.n));
+  line("runs, fused", by_runs, 8 * static_cast<double>(runs.first.size() + csr.row_ptr.size()));
+  line("COO, sorted entries", by_coo, entries * 20 + 8 * static_cast<double>(c.p.heads * c.p.n));
+  line("COO, sorting included", by_coo + sorting,
+       entries * 36 + 8 * static_cast<double>(c.p.heads * c.p.n));
+}
+
+void stages(Case c) {
+  SeaWeights weights;
+  const SeaShape shape = SeaAttention::shape_of(c.p, c.o);
+  weights.make(shape, 1, false);
+  SeaAttention attention;
+  attention.prepare(c.p, c.o, &weights, 1, false);
+  Tensor out(1, c.p.heads, c.p.n, c.p.d_v), kernel(1, c.p.heads, c.p.n, 2 * c.p.d_v);
+  const double whole = time_of([&] { attention.forward(c.in.inputs(), out, nullptr); });
+  const double first = time_of([&] { attention.kernel(c.in.inputs(), kernel, nullptr); });
+  const auto estimator_time = [&](SeaShape s) {
+    SeaWeights w;
+    w.make(s, 1, false);
+    SeaEstimator estimator;
+    estimator.prepare(s);
+    const Index block = SeaEstimator::block_rows(s);
+    std::vector<float> work(static_cast<std::size_t>(SeaEstimator::work_floats(s, block))),
+        scores(static_cast<std::size_t>(block * s.heads * estimator.wide_cells())),
+        gates(static_cast<std::size_t>(block * s.heads * 2));
+    return time_of([&] {
+      estimator.pack(w);
+      for (Index r = 0; r < s.rows(); r += block)
+        estimator.rows(kernel.data(), c.in.v.data(), r, std::min(r + block, s.rows()), work.data(),
+                       scores.data(), gates.data());
+    });
+  };
+  const double estimator = estimator_time(shape);
+  SeaShape linear = shape;  // the same row decoder without the CNN behind it
+  linear.cnn = false;
+  linear.cells = shape.per_head() * shape.width();
+  const double mlp = estimator_time(linear);
+  // Selection alone: probabilities of as many cells, chosen and turned into keys.
+  Case random = c;
+  random.o.source = SeaOptions::Source::random;
+  const SeaCsr csr = random_rows(random);
+  SeaSparse sparse{c.in.q, c.in.k, c.in.v, c.p.logit_scale(), {}, {}, {}, {}};
+  const SeaRuns runs = runs_of(csr, c.p.n);
+  const double attend = time_of([&] { sparse.runs(runs, out); });
+  const double rest = whole - first - estimator - attend;
+  const auto line = [&](const char* name, double time) {
+    fmt::print("{:<34} {:9.3f} ms  {:5.1f} %\n", name, 1e3 * time, 100 * time / whole);
+  };
+  fmt::print("{} cells={} k={}, one thread\n", c.p.str(), c.o.cells, c.o.top_k);
+  line("kernel attention", first);
+  line("estimator: MLP and row decoder", mlp);
+  line("estimator: CNN (difference)", estimator - mlp);
+  line("sparse attention (random cells)", attend);
+  line("selection, stretch, pool (rest)", rest);
+  line("whole call", whole);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 7) {
+    fmt::print(stderr, "sea_bench formats|stages N HEADS D CELLS K [CAUSAL]\n");
+    return 2;
+  }
+  omp_set_num_threads(1);
+  const auto number = [&](int i) { return static_cast<Index>(std::atol(argv[i])); };
+  Case c = make_case(number(2), number(3), number(4), number(5), number(6),
+                     argc > 7 && std::atoi(argv[7]) != 0);
+  if (std::strcmp(argv[1], "formats") == 0) {
+    formats(std::move(c));
+  } else {
+    stages(std::move(c));
+  }
+  return 0;
+}
