@@ -1,0 +1,91 @@
+"""Running a config at a scale, by `subquad run` in a process of its own."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+
+from subquad_plots.errors import UserError
+
+from .catalog import ROOT
+
+RECORD = "reproduce.json"  # what was run, beside the results
+
+
+def scale_of(expectation, name):
+    """(name, Scale) that is run: without one of its own the paper's scale is that of a laptop."""
+    if name not in expectation.scales:
+        name = "laptop"
+    return name, expectation.scales[name]
+
+
+def command(subquad, expectation, scale, directory):
+    """argv that makes the results of one entry."""
+    first = ([str(expectation.script)] if expectation.script
+             else [subquad, "run", str(expectation.config)])
+    rest = ["--out", str(directory), "--no-plots"]
+    for option, values in (("--set", scale.settings), ("--filter", scale.filters)):
+        for value in values:
+            rest += [option, value]
+    return first + rest
+
+
+def call(argv, subquad):
+    """Exit status of a program; 128 + signal. Signals to this process reach it."""
+    child = subprocess.Popen(argv, env={**os.environ, "SUBQUAD": subquad}, stdout=2)
+    before = {}
+
+    def forward(number, _frame):
+        child.send_signal(number)
+
+    # A terminal sends Ctrl-C to the child as well; it stops its sweep in order, we wait.
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, forward)
+    try:
+        status = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
+
+
+def shown(argv):
+    """For humans: paths below the project without it."""
+    words = [word.replace(f"{ROOT}/", "") for word in argv]
+    return " ".join(shlex.quote(word) for word in ["subquad" if word == argv[0] and
+                                                   len(argv) > 1 and argv[1] == "run" else word
+                                                   for word in words])
+
+
+def run(subquad, expectation, scale_name, directory):
+    """Exit status of the run; its record lies beside the results."""
+    name, scale = scale_of(expectation, scale_name)
+    argv = command(subquad, expectation, scale, directory)
+    status = call(argv, subquad)
+    if Path(directory).is_dir():
+        record = {"entry": expectation.entry, "scale": name,
+                  "command": f"subquad reproduce {expectation.entry} --scale {name}"}
+        (Path(directory) / RECORD).write_text(json.dumps(record, indent=2) + "\n",
+                                              encoding="utf-8")
+    return status
+
+
+def record(directory):
+    """What was run there, or {}."""
+    path = Path(directory) / RECORD
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def write_crossover(subquad, directory):
+    """crossover.csv of a results directory, by the program that owns its statistics."""
+    status = call([subquad, "reproduce", "--crossover", str(directory)], subquad)
+    if status != 0:
+        raise UserError(f"{directory}: crossover.csv could not be made")
