@@ -66,8 +66,9 @@ def make(each, options):
             return None, directory, status
     if options.subquad and needs_crossover(each):
         running.write_crossover(options.subquad, directory)
-    found = evaluate.evaluate(each, directory, scale, options.include_unstable,
-                              options.allow_mixed)
+    # Nothing is claimed about times at smoke scale, so rows whose times are in doubt count.
+    unstable = options.include_unstable or scale == SCALES[0]
+    found = evaluate.evaluate(each, directory, scale, unstable, options.allow_mixed)
     return found, directory, status
 
 
@@ -82,13 +83,14 @@ def reproduce(read, options):
             return status
         machine = record = ""
         if directory is not None:
-            machine = render.machine_text(directory, options.include_unstable)
+            machine = render.machine_text(
+                directory, options.include_unstable or found.scale == SCALES[0])
             record = running.record(directory).get("command", "")
         print(render.text(found, machine, record), flush=True)
         if directory is not None and not options.results and not options.no_plots:
             draw(options.subquad, directory, directory / "figures", "png,svg")
         if directory is not None and options.publish:
-            target = committed.publish(found, directory)
+            target = committed.publish(found, directory, None, options.include_unstable)
             draw(options.subquad, directory, target / "figures", "svg")
             say(f"wrote {target}")
         worst = max(worst, status, FAILED if found.surprising else 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from subquad_plots import load
 from subquad_plots.errors import UserError
 
-from . import catalog, evaluate, expectation as expectations, integrity, render, running
+from . import catalog, evaluate, integrity, render, running
 from .checks import FAILS, HOLDS, INCOMPARABLE
 
 # Kept of a run directory; attempts, samples and logs are not.
@@ -25,17 +25,23 @@ def place(expectation, root=None):
 def entry_text(evaluation, directory):
     """table.md: a pure function of the files beside it and of the expectation file."""
     record = running.record(directory)
-    return render.text(evaluation, render.machine_text(Path(directory)), record.get("command", ""))
+    return render.text(evaluation, render.machine_text(Path(directory), with_unstable(record)),
+                       record.get("command", ""))
+
+
+def with_unstable(record):
+    return bool(record.get("include_unstable", False))
 
 
 def judge(expectation, directory):
-    scale = running.record(directory).get("scale", "laptop")
-    return evaluate.evaluate(expectation, directory, scale)
+    record = running.record(directory)
+    return evaluate.evaluate(expectation, directory, record.get("scale", "laptop"),
+                             with_unstable(record))
 
 
-def publish(evaluation, directory, root=None):
+def publish(evaluation, directory, root=None, include_unstable=False):
     """Copies what is kept of a run directory and writes table.md; figures are drawn by the caller
-    into figures/."""
+    into figures/. -> where."""
     target = place(evaluation.expectation, root)
     target.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
@@ -44,6 +50,8 @@ def publish(evaluation, directory, root=None):
             shutil.copyfile(source, target / name)
         else:
             (target / name).unlink(missing_ok=True)
+    if include_unstable:
+        running.write_record(target, {**running.record(target), "include_unstable": True})
     (target / TABLE).write_text(entry_text(evaluation, target), encoding="utf-8")
     return target
 
@@ -188,6 +196,3 @@ def page_fault(root=None):
         return [f"{path}: the page of claims does not follow from the files; make it anew with "
                 "subquad reproduce --page"]
     return []
-
-
-__all__ = ["publish", "check", "page", "with_page", "page_fault", "expectations"]

@@ -115,8 +115,8 @@ def verdict_of(claims, tables, absent, lost):
                if outcome.state == MISSING]
     if absent:
         cell, number = absent[0]
-        missing.insert(0, f"{len(absent)} rows of the plan are not there, such as round {number} of "
-                          f"cell {cell}")
+        rows = "1 row of the plan is" if len(absent) == 1 else f"{len(absent)} rows of the plan are"
+        missing.insert(0, f"{rows} not there, such as round {number} of cell {cell}")
     lost_numbers = sum(number.state == MISSING for number in numbers)
     if lost_numbers:
         missing.append(f"{lost_numbers} numbers beside the paper's" + (f" ({lost})" if lost else ""))

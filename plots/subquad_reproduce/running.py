@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -25,16 +24,17 @@ def command(subquad, expectation, scale, directory):
     """argv that makes the results of one entry."""
     first = ([str(expectation.script)] if expectation.script
              else [subquad, "run", str(expectation.config)])
-    rest = ["--out", str(directory), "--no-plots"]
+    rest = ["--out", str(Path(directory).absolute() if expectation.script else directory),
+            "--no-plots"]
     for option, values in (("--set", scale.settings), ("--filter", scale.filters)):
         for value in values:
             rest += [option, value]
     return first + rest
 
 
-def call(argv, subquad):
+def call(argv, subquad, cwd=None):
     """Exit status of a program; 128 + signal. Signals to this process reach it."""
-    child = subprocess.Popen(argv, env={**os.environ, "SUBQUAD": subquad}, stdout=2)
+    child = subprocess.Popen(argv, env={**os.environ, "SUBQUAD": subquad}, stdout=2, cwd=cwd)
     before = {}
 
     def forward(number, _frame):
@@ -51,25 +51,21 @@ def call(argv, subquad):
     return status if status >= 0 else 128 - status
 
 
-def shown(argv):
-    """For humans: paths below the project without it."""
-    words = [word.replace(f"{ROOT}/", "") for word in argv]
-    return " ".join(shlex.quote(word) for word in ["subquad" if word == argv[0] and
-                                                   len(argv) > 1 and argv[1] == "run" else word
-                                                   for word in words])
-
-
 def run(subquad, expectation, scale_name, directory):
     """Exit status of the run; its record lies beside the results."""
     name, scale = scale_of(expectation, scale_name)
     argv = command(subquad, expectation, scale, directory)
-    status = call(argv, subquad)
+    # A script names its config and its other files from the project's folder.
+    status = call(argv, subquad, ROOT if expectation.script else None)
     if Path(directory).is_dir():
-        record = {"entry": expectation.entry, "scale": name,
-                  "command": f"subquad reproduce {expectation.entry} --scale {name}"}
-        (Path(directory) / RECORD).write_text(json.dumps(record, indent=2) + "\n",
-                                              encoding="utf-8")
+        write_record(directory, {
+            "entry": expectation.entry, "scale": name,
+            "command": f"subquad reproduce {expectation.entry} --scale {name}"})
     return status
+
+
+def write_record(directory, found):
+    (Path(directory) / RECORD).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def record(directory):
