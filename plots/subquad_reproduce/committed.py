@@ -124,7 +124,7 @@ def columns_fault(directory, columns):
 # ---- the page of claims ----
 
 def sentence(claim, outcome):
-    if claim.because:
+    if claim.because and outcome.state in (HOLDS, FAILS):
         text = claim.because
     elif outcome.state == HOLDS:
         text = f"{outcome.ours} ({outcome.asked})" if outcome.asked else outcome.ours
