@@ -61,7 +61,7 @@ def make(each, options):
         base = Path(options.out) if options.out else Path("results/reproduce") / scale
         directory = base / each.paper / each.name if options.many or not options.out else base
         say(f"{each.entry}: running it at scale {scale}, into {directory}")
-        status = running.run(options.subquad, each, scale, directory)
+        status = running.run(options.subquad, each, scale, directory, options.rounds)
         if status not in (0, FAILED):
             return None, directory, status
     if options.subquad and needs_crossover(each):
@@ -128,6 +128,8 @@ def parse(arguments):
     parser.add_argument("--scale", choices=SCALES, help="smoke, laptop (default) or paper")
     parser.add_argument("--out", help="where results go (default: results/reproduce/SCALE/...)")
     parser.add_argument("--results", help="judge this results directory, run nothing")
+    parser.add_argument("--rounds", type=int, default=0,
+                        help="instead of the config's; adds to what was run before")
     parser.add_argument("--list", action="store_true", help="the tables there are")
     parser.add_argument("--check", action="store_true",
                         help="only whether committed tables follow from their results")

@@ -13,6 +13,7 @@ namespace {
 
 struct ReproduceOptions {
   std::string what, scale, out, results, crossover;
+  int rounds = 0;  // 0 = those of the config
   bool list = false, check = false, page = false, publish = false, no_plots = false,
        include_unstable = false, allow_mixed = false;
 };
@@ -28,6 +29,7 @@ int reproduce(const ReproduceOptions& options) {
                                       {"--out", &options.out},
                                       {"--results", &options.results}})
     if (!value->empty()) arguments.push_back(std::string(option) + "=" + *value);
+  if (options.rounds > 0) arguments.push_back("--rounds=" + std::to_string(options.rounds));
   for (const auto& [option, given] : {std::pair{"--list", options.list},
                                       {"--check", options.check},
                                       {"--page", options.page},
@@ -50,6 +52,10 @@ void add_reproduce(CLI::App& app, int* status) {
       ->add_option("--scale", options->scale,
                    "smoke (seconds), laptop (default; two cores) or paper (full sizes)")
       ->check(CLI::IsMember({"smoke", "laptop", "paper"}));
+  command
+      ->add_option("--rounds", options->rounds,
+                   "As many rounds instead of the config's; adds to what was run before")
+      ->check(CLI::Range(1, 10000));
   command->add_option("--out", options->out,
                       "Where results go (default: results/reproduce/SCALE/PAPER/TABLE)");
   command->add_option("--results", options->results,

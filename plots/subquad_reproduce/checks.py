@@ -22,7 +22,6 @@ class Outcome:
     asked: str = ""    # the claim in numbers: 'in [0.95, 1.1]'
     ours: str = ""     # our numbers, with their intervals
     detail: str = ""   # by how much it fails, or why there is no answer
-    number: bool = False
 
 
 # ---- words ----
@@ -89,6 +88,7 @@ def value(run, options, place):
     where = where_of(options["of"], options)
     found = data.points(data.select(run, where, options["value"], place), options["value"])
     asked_lengths(options, found, where)
+    data.enough_rounds(run, found, options["value"], data.describe(where))
     return outcome_of(found, options["within"])
 
 
@@ -99,6 +99,7 @@ def ratio(run, options, place):
     asked_lengths(options, found, of)
     if not found:
         raise Nothing("no round that has both")
+    data.enough_rounds(run, found, options["value"], f"{data.describe(of)} and {data.describe(to)}")
     return outcome_of(found, options["within"])
 
 
@@ -112,6 +113,7 @@ def order(run, options, place):
         asked_lengths(options, found, where_of(options["of"][pairs], options))
         if not found:
             raise Nothing("no round and length that have both of two neighbours")
+        data.enough_rounds(run, found, options["value"], "both of two neighbours")
         pairs += 1
         worst = min(found, key=lambda n: found[n].value)
         names = " to ".join(str(part["series"].iloc[0]) for part in (larger, smaller))

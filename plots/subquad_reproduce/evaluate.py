@@ -127,7 +127,8 @@ def verdict_of(claims, tables, absent, lost):
     if any(claim.essential for claim, _ in fails):
         return NOT_REPRODUCED, f"{held}; not: {why}"
     if missing:
-        return MISSING_CELLS, "; ".join(missing)
+        more = f"; and {len(missing) - 1} more" if len(missing) > 1 else ""
+        return MISSING_CELLS, missing[0] + more
     if compared == 0:
         return NOT_COMPARABLE, next((outcome.detail for _, outcome in claims), "")
     unlike = [number for number in numbers if number.state != HOLDS]

@@ -52,18 +52,19 @@ def check_lines(path):
 
 
 def missing_rows(directory, rows):
-    """(cell_id, round) of the plan that have no row. Empty without plan.json."""
+    """(rounds of the plan, (cell_id, round) of the plan that have no row). Without plan.json the
+    rounds are those of the rows."""
     path = Path(directory) / "plan.json"
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
         cells, rounds = [str(cell) for cell in plan["cells"]], int(plan["rounds"])
     except FileNotFoundError:
-        return []
+        return int(rows["round"].max()) + 1 if len(rows) else 0, []
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{path}: not a plan: {error}") from error
     there = {(cell, int(number)) for cell, number in zip(rows["cell_id"], rows["round"])}
-    return [(cell, number) for cell in cells for number in range(rounds)
-            if (cell, number) not in there]
+    return rounds, [(cell, number) for cell in cells for number in range(rounds)
+                    if (cell, number) not in there]
 
 
 def check_machines(rows, path):

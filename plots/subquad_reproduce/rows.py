@@ -2,7 +2,6 @@
 selection with their intervals over rounds."""
 
 import io
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from . import integrity
 from .expectation import METRIC
 
 BROKEN = ("wrong", "crash", "error")  # what says that the method is at fault, not the machine
+TIMES = ("time_s", "tokens_per_s", "gflops")  # what the machine's noise changes from round to round
 PARAMETERS = ("method_params", "task_params", "train_params")
 # Rows that differ in one of these are different settings: no median over them.
 SETTING = ["series"] + [key for key in views.KEYS if key != "cpu"]
@@ -23,11 +23,12 @@ SETTING = ["series"] + [key for key in views.KEYS if key != "cpu"]
 
 @dataclass
 class Run:
-    """results: what counts. lost: failed and unstable rows. absent: rows of the plan that are not
-    there, as (cell_id, round)."""
+    """results: what counts. lost: failed and unstable rows. rounds: of the plan. absent: rows of the
+    plan that are not there, as (cell_id, round)."""
 
     results: load.Results
     lost: pd.DataFrame
+    rounds: int
     absent: list
 
 
@@ -53,7 +54,7 @@ def read(directory, include_unstable=False, allow_mixed=False):
     path = Path(directory) / "results.csv"
     integrity.check_lines(path)
     rows = load.with_types(load.read_rows(path)).drop_duplicates(["cell_id", "round"], keep="last")
-    absent = integrity.missing_rows(directory, rows)
+    rounds, absent = integrity.missing_rows(directory, rows)
     if not allow_mixed and len(rows):
         integrity.check_machines(rows, path)
     wanted = ["ok", "unstable"] if include_unstable else ["ok"]
@@ -64,7 +65,7 @@ def read(directory, include_unstable=False, allow_mixed=False):
         lost = load.prepare(rows)
         empty = lost[:0]
         results = load.Results(Path(directory), empty, lost, empty)
-    return Run(results, results.dropped, absent)
+    return Run(results, results.dropped, rounds, absent)
 
 
 # ---- selections ----
@@ -208,5 +209,9 @@ def ratio_points(rows, base, value):
     return found
 
 
-def finite(value):
-    return value is not None and math.isfinite(value)
+def enough_rounds(run, found, value, what):
+    """A time that one round alone has measured decides nothing where the plan asks for several."""
+    alone = [n for n, point in found.items() if point.rounds < 2]
+    if value in TIMES and run.rounds > 1 and alone:
+        where = ", ".join(f"{n:g}" for n in sorted(alone))
+        raise Nothing(f"1 of {run.rounds} rounds is stable at n = {where}: {what}")

@@ -20,7 +20,7 @@ def scale_of(expectation, name):
     return name, expectation.scales[name]
 
 
-def command(subquad, expectation, scale, directory):
+def command(subquad, expectation, scale, directory, rounds=0):
     """argv that makes the results of one entry."""
     first = ([str(expectation.script)] if expectation.script
              else [subquad, "run", str(expectation.config)])
@@ -29,6 +29,8 @@ def command(subquad, expectation, scale, directory):
     for option, values in (("--set", scale.settings), ("--filter", scale.filters)):
         for value in values:
             rest += [option, value]
+    if rounds:  # last, so that it counts; what was run with fewer is kept
+        rest += ["--set", f"rounds={rounds}", "--resume"]
     return first + rest
 
 
@@ -51,16 +53,17 @@ def call(argv, subquad, cwd=None):
     return status if status >= 0 else 128 - status
 
 
-def run(subquad, expectation, scale_name, directory):
+def run(subquad, expectation, scale_name, directory, rounds=0):
     """Exit status of the run; its record lies beside the results."""
     name, scale = scale_of(expectation, scale_name)
-    argv = command(subquad, expectation, scale, directory)
+    argv = command(subquad, expectation, scale, directory, rounds)
     # A script names its config and its other files from the project's folder.
     status = call(argv, subquad, ROOT if expectation.script else None)
     if Path(directory).is_dir():
         write_record(directory, {
             "entry": expectation.entry, "scale": name,
-            "command": f"subquad reproduce {expectation.entry} --scale {name}"})
+            "command": f"subquad reproduce {expectation.entry} --scale {name}"
+                       + (f" --rounds {rounds}" if rounds else "")})
     return status
 
 

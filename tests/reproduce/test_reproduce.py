@@ -140,6 +140,14 @@ class Kinds(WithFiles):
         self.assertEqual(outcome.state, "holds")
         self.assertEqual(outcome.ours, "2.00")
 
+    def test_one_stable_round_of_three_decides_nothing_about_times(self):
+        shaky = [dict(row, status="unstable" if row["round"] else "ok") for row in LINEAR]
+        outcome, _ = self.outcome("{order: {value: time_s, of: [linear, dense]}}", DENSE + shaky)
+        self.assertEqual(outcome.state, "missing")
+        self.assertIn("1 of 3 rounds is stable", outcome.detail)
+        outcome, _ = self.outcome("{value: {value: rel_error, of: linear, within: [0, 1]}}", shaky)
+        self.assertEqual(outcome.state, "holds")
+
     def test_a_ratio_between_two_lengths_of_one_method(self):
         check = ("{ratio: {value: time_s, of: {label: dense, n: max}, to: {label: dense, n: min}, "
                  "within: [63.9, 64.1]}}")
