@@ -143,10 +143,7 @@ def parse(arguments):
     parser.add_argument("--allow-mixed", action="store_true",
                         help="also several CPU models or builds")
     parser.add_argument("--subquad", default="", help="the program that runs configs")
-    options = parser.parse_args(arguments)
-    if not options.what and not (options.list or options.check or options.page):
-        parser.error("expected PAPER, PAPER/TABLE or all; see --list")
-    return options
+    return parser.parse_args(arguments)
 
 
 def main(arguments=None):
@@ -154,6 +151,8 @@ def main(arguments=None):
     try:
         if options.page:
             return write_page()
+        if not options.what and not (options.list or options.check):
+            raise UserError("expected PAPER, PAPER/TABLE or all; see subquad reproduce --list")
         options.what = options.what or "all"
         read = catalog.find(options.what)
         options.many = len(read) > 1

@@ -11,6 +11,7 @@ IN_SHAPE = "reproduced in shape"
 NOT_REPRODUCED = "not reproduced"
 NOT_COMPARABLE = "not comparable"
 MISSING_CELLS = "missing cells"
+LATER = "asked from scale"  # a claim at a scale that is too small for it
 
 
 @dataclass
@@ -103,7 +104,7 @@ def claim_outcome(run, claim, scale):
     if claim.check is None:
         return Outcome(INCOMPARABLE, detail=claim.not_comparable)
     if SCALES.index(claim.scale) > SCALES.index(scale):
-        return Outcome(INCOMPARABLE, detail=f"asked from scale {claim.scale} on")
+        return Outcome(INCOMPARABLE, detail=f"{LATER} {claim.scale} on")
     return checks.run_check(run, claim.check)
 
 
@@ -133,11 +134,14 @@ def verdict_of(claims, tables, absent, lost):
         return NOT_COMPARABLE, next((outcome.detail for _, outcome in claims), "")
     unlike = [number for number in numbers if number.state != HOLDS]
     compared_numbers = [number for number in numbers if number.state in (HOLDS, FAILS)]
-    unasked = states.count(INCOMPARABLE)
+    unasked = [outcome.detail for _, outcome in claims if outcome.state == INCOMPARABLE]
+    later = sum(detail.startswith(LATER) for detail in unasked)
     if fails or unlike or unasked:
         parts = [held]
-        if unasked:
-            parts.append(f"{unasked} not comparable")
+        if len(unasked) > later:
+            parts.append(f"{len(unasked) - later} not comparable")
+        if later:
+            parts.append(f"{later} asked at a larger scale only")
         if fails:
             parts.append(f"not: {why}")
         if compared_numbers:

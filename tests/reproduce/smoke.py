@@ -27,7 +27,7 @@ def main(subquad):
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         status, out, err = call(subquad, ENTRY, "--scale", "smoke", "--out", str(run), "--no-plots")
-        expect("smoke", status, 0, out + err, r"\*\*reproduced in shape\*\*: 3 of 3 claims hold",
+        expect("smoke", status, 0, out + err, r"\*\*reproduced in shape\*\*: 4 of 4 claims hold",
                r"- holds: softmax with a cache is exact", r"asked from scale laptop on")
 
         status, again, err = call(subquad, ENTRY, "--results", str(run))
