@@ -3,7 +3,9 @@
 reproduce` calls this."""
 
 import argparse
+import io
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ sys.dont_write_bytecode = True
 os.environ["MPLBACKEND"] = "Agg"
 
 try:
+    from subquad_plots import load
     from subquad_plots.errors import UserError
     from subquad_reproduce import (catalog, committed, evaluate, integrity, render, running)
     from subquad_reproduce.expectation import SCALES
@@ -35,15 +38,30 @@ def print_list(read):
               + (f" ({', '.join(scales)})" if scales else ""))
 
 
+def with_unstable(options, scale):
+    """Nothing is claimed about times at smoke scale, so rows whose times are in doubt count."""
+    return options.include_unstable or scale == SCALES[0]
+
+
 def needs_crossover(each):
     return any(claim.check and claim.check.kind == "crossover" for claim in each.claims)
 
 
-def draw(subquad, directory, out, formats):
-    """Figures, which are beside the point of the exit status."""
-    argv = [subquad, "plot", str(directory), "--out", str(out), "--format", formats]
-    if running.call(argv, subquad) != 0:
-        say(f"warning: no figures; try: subquad plot {directory}")
+def draw(each, directory, out, formats, options, include_unstable):
+    """The figures that the file asks for; they are beside the point of the exit status."""
+    if not each.figures:
+        return
+    from subquad_plots import figures
+    try:
+        if options.subquad:
+            running.write_crossover(options.subquad, directory)
+        results = load.load(directory, include_unstable=include_unstable,
+                            allow_mixed=options.allow_mixed, stream=io.StringIO())
+        written = figures.draw_all(results, Path(out), formats, each.figures)
+    except UserError as error:
+        say(f"warning: no figures: {error}")
+        return
+    say(f"wrote {sum(len(files) for files, _ in written)} figures into {out}")
 
 
 def make(each, options):
@@ -66,10 +84,17 @@ def make(each, options):
             return None, directory, status
     if options.subquad and needs_crossover(each):
         running.write_crossover(options.subquad, directory)
-    # Nothing is claimed about times at smoke scale, so rows whose times are in doubt count.
-    unstable = options.include_unstable or scale == SCALES[0]
-    found = evaluate.evaluate(each, directory, scale, unstable, options.allow_mixed)
+    found = evaluate.evaluate(each, directory, scale, with_unstable(options, scale),
+                              options.allow_mixed)
     return found, directory, status
+
+
+def again(options):
+    words = ["subquad", "reproduce", options.what]
+    for option, value in (("--scale", options.scale), ("--out", options.out),
+                          ("--rounds", options.rounds)):
+        words += [option, str(value)] if value else []
+    return " ".join(shlex.quote(word) for word in words)
 
 
 def reproduce(read, options):
@@ -78,20 +103,19 @@ def reproduce(read, options):
         found, directory, status = make(each, options)
         if found is None:
             if status >= 128:
-                say(f"interrupted; the same command goes on: subquad reproduce {options.what} "
-                    f"--scale {options.scale or 'laptop'}")
+                say(f"interrupted; the same command goes on: {again(options)}")
             return status
         machine = record = ""
+        unstable = with_unstable(options, found.scale)
         if directory is not None:
-            machine = render.machine_text(
-                directory, options.include_unstable or found.scale == SCALES[0])
+            machine = render.machine_text(directory, unstable)
             record = running.record(directory).get("command", "")
         print(render.text(found, machine, record), flush=True)
         if directory is not None and not options.results and not options.no_plots:
-            draw(options.subquad, directory, directory / "figures", "png,svg")
+            draw(each, directory, directory / "figures", ["png", "svg"], options, unstable)
         if directory is not None and options.publish:
-            target = committed.publish(found, directory, None, options.include_unstable)
-            draw(options.subquad, directory, target / "figures", "svg")
+            target = committed.publish(found, directory, None, unstable)
+            draw(each, directory, target / "figures", ["svg"], options, unstable)
             say(f"wrote {target}")
         worst = max(worst, status, FAILED if found.surprising else 0)
         summary.append(found)

@@ -75,6 +75,7 @@ class Expectation:
     config: Path   # or None: nothing to run
     script: Path   # or None: started instead of `subquad run CONFIG`
     minutes: float
+    figures: list  # names of the kinds that are drawn
     scales: dict   # name -> Scale
     tables: list
     claims: list
@@ -197,6 +198,12 @@ def claim(item):
     return Claim(**found)
 
 
+def figure_names(item):
+    # Here, for only files that ask for figures need what draws them.
+    from subquad_plots import figures
+    return list_of(choice(*(kind.NAME for kind in figures.FIGURES)))(item)
+
+
 def scale(item):
     found = mapping(set=(list_of(text), []), filter=(list_of(text), []), skip=(text, ""))(item)
     for setting in found["set"]:
@@ -207,7 +214,7 @@ def scale(item):
 
 def file(item):
     found = mapping(title=text, source=text, hardware=text, ours=(text, ""), config=(text, ""),
-                    script=(text, ""), minutes=(number, None),
+                    script=(text, ""), minutes=(number, None), figures=(figure_names, []),
                     scales=(mapping(smoke=scale, laptop=(scale, Scale()), paper=(scale, None)),
                             None),
                     tables=(list_of(table), []), claims=list_of(claim))(item)

@@ -301,6 +301,16 @@ class Verdicts(WithFiles):
                        DENSE + LINEAR + rows_of("linear", power(1e-8, 1), heads=2))
 
 
+class Figures(WithFiles):
+    def test_only_the_figures_that_the_file_asks_for_are_drawn(self):
+        read = self.expectation("figures: [memory]\nclaims:\n" + Verdicts.CLAIM)
+        directory = self.results(DENSE + LINEAR)
+        options = reproduce.parse(["x"])
+        quiet(reproduce.draw, read, directory, directory / "figures", ["svg"], options, False)
+        self.assertEqual([path.name for path in (directory / "figures").iterdir()],
+                         ["memory-gaussian-forward.svg"])
+
+
 class Integrity(WithFiles):
     BODY = "claims:\n" + Verdicts.CLAIM
 
@@ -364,6 +374,10 @@ class Malformed(WithFiles):
                       self.fault("claims:\n  - {text: a, paper: b}\n"))
         self.assertIn("asks for because", self.fault(
             "claims:\n" + Verdicts.CLAIM.replace("check:", "contradicted: true, check:")))
+
+    def test_an_unknown_figure_names_the_nearest(self):
+        text = self.fault("figures: [tim]\nclaims:\n" + Verdicts.CLAIM)
+        self.assertRegex(text, r':6:11: figures\[0\]: "tim" is unknown; did you mean "time"')
 
     def test_numbers_of_the_paper_fit_the_table(self):
         body = ("claims:\n" + Verdicts.CLAIM + "tables:\n  - {title: t, value: time_s, rows: [a, b], "
