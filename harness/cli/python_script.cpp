@@ -19,12 +19,18 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Runs a program to its end. `quiet` sends its output to /dev/null. 127 when it cannot be started.
-int run_program(const std::vector<std::string>& command, bool quiet) {
+// The words as C wants them; they live as long as `command`.
+std::vector<char*> arguments_of(const std::vector<std::string>& command) {
   std::vector<char*> argv;
   argv.reserve(command.size() + 1);
   for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
   argv.push_back(nullptr);
+  return argv;
+}
+
+// Runs a program to its end. `quiet` sends its output to /dev/null. 127 when it cannot be started.
+int run_program(const std::vector<std::string>& command, bool quiet) {
+  const std::vector<char*> argv = arguments_of(command);
   posix_spawn_file_actions_t actions;
   if (posix_spawn_file_actions_init(&actions) != 0) throw std::bad_alloc();
   if (quiet) {
@@ -73,11 +79,26 @@ std::string plotting_python() {
       "python3-matplotlib and python3-pandas");
 }
 
-int run_python_script(const std::string& script, const std::vector<std::string>& arguments) {
+namespace {
+
+std::vector<std::string> script_command(const std::string& script,
+                                        const std::vector<std::string>& arguments) {
   const fs::path path = fs::path(plots_folder()) / script;
   std::vector<std::string> command = {plotting_python(), path.string()};
   command.insert(command.end(), arguments.begin(), arguments.end());
-  return run_program(command, false);
+  return command;
+}
+
+}  // namespace
+
+int run_python_script(const std::string& script, const std::vector<std::string>& arguments) {
+  return run_program(script_command(script, arguments), false);
+}
+
+void become_python_script(const std::string& script, const std::vector<std::string>& arguments) {
+  const std::vector<std::string> command = script_command(script, arguments);
+  execvp(command[0].c_str(), arguments_of(command).data());
+  throw UserError(fmt::format("{}: {}", command[0], std::strerror(errno)));
 }
 
 }  // namespace subquad

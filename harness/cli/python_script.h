@@ -18,4 +18,9 @@ std::string plotting_python();
 // its exit status; 128 + signal when it was ended by a signal.
 int run_python_script(const std::string& script, const std::vector<std::string>& arguments);
 
+// The same in the place of this process, so that signals reach the script itself. UserError when it
+// cannot be started.
+[[noreturn]] void become_python_script(const std::string& script,
+                                       const std::vector<std::string>& arguments);
+
 }  // namespace subquad

@@ -38,20 +38,20 @@ def draw_overview(view, context, results, directory, formats):
     return layout.save(panel, directory, overview.NAME, formats)
 
 
-def draw_all(results, directory, formats=("png", "svg")):
-    """Draws every figure that applies -> list of (files, caption)."""
+def draw_all(results, directory, formats=("png", "svg"), names=None):
+    """Draws every figure that applies, or those of these names -> list of (files, caption)."""
     style.use()
     context = figure.Context(style.assign(results.everything, results.series_order),
                              results.series_order, results.crossover,
                              training.read_curves(results.directory))
     found, written = views.views(results), []
-    chosen = overview.choose(found)
+    chosen = overview.choose(found) if names is None else None
     if chosen is not None:
         files = draw_overview(chosen, context, results, directory, formats)
         written.append((files, overview.caption(chosen)))
     for view in found:
         for kind in FIGURES:
-            if kind.applies(view):
+            if (names is None or kind.NAME in names) and kind.applies(view):
                 files = draw_one(kind, view, context, results, directory, formats)
                 written.append((files, kind.caption(view)))
     return written

@@ -27,7 +27,10 @@ std::vector<fs::path> shipped() {
   std::vector<fs::path> paths;
   for (const auto& entry :
        fs::recursive_directory_iterator(fs::path(SUBQUAD_SOURCE_DIR) / "configs"))
-    if (entry.path().extension() == ".yaml") paths.push_back(entry.path());
+    // Beside a config lies what the paper says of it: NAME.expect.yaml, see
+    // configs/papers/README.md.
+    if (entry.path().extension() == ".yaml" && entry.path().stem().extension() != ".expect")
+      paths.push_back(entry.path());
   std::sort(paths.begin(), paths.end());
   return paths;
 }

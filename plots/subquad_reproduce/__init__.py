@@ -1,0 +1,1 @@
+"""Reproductions of papers' tables: expectation files, their evaluation, runs and committed results."""
