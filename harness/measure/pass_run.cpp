@@ -236,7 +236,8 @@ PassRun::PassRun(Method& method, const Task& task, const PassConfig& config)
 
 Env PassRun::env() const {
   return {.seed = config_.seed,
-          .gradients = config_.gradients || config_.pass == Pass::backward || config_.pass == Pass::forward_backward,
+          .gradients = config_.gradients || config_.pass == Pass::backward ||
+                       config_.pass == Pass::forward_backward,
           .d_model = inputs_[0].x.empty() ? 0 : inputs_[0].x.d()};
 }
 
