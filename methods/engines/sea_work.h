@@ -76,6 +76,15 @@ struct SeaWorkSizes {
   }
 };
 
+// Whether the pooled values depend on the probabilities of all queries.
+inline bool uses_pool(const Problem& p, const SeaOptions& o) {
+  return !p.causal && o.source == SeaOptions::Source::learned && o.gates;
+}
+// Whether cells compete over all queries, so that probabilities of all are needed at once.
+inline bool whole_matrix(const SeaOptions& o) {
+  return o.group == SeaOptions::Group::head || o.group == SeaOptions::Group::batch;
+}
+
 // One row of cells. keys(c) is the range of keys [first, last) of a cell.
 struct SeaCellRow {
   Index cells, wide;
