@@ -437,7 +437,7 @@ TEST_CASE("SubGen is exact for one token, and with single clusters in its normal
   const double mean = sum / kSeeds;
   const double error = std::sqrt((square / kSeeds - mean * mean) / kSeeds);
   CHECK(std::abs(mean - 1) <= 4 * error);
-  CHECK(error < 0.02);
+  CHECK(error < 0.05);
 }
 
 TEST_CASE("the mean of SubGen's numerator and normaliser over seeds is exact",
