@@ -71,6 +71,9 @@ def outcome_of(points, within, asked=""):
     faults = [at(n, count) + beyond(point.value, within) for n, point in sorted(points.items())
               if not inside(point.value, within)]
     ours = "; ".join(at(n, count) + point_text(point) for n, point in sorted(points.items()))
+    if count > 4:  # the ends say enough
+        ends = [choose(points, key=lambda n: points[n].value) for choose in (min, max)]
+        ours = " to ".join(f"{number_text(points[n].value)} (n = {length_text(n)})" for n in ends)
     return Outcome(FAILS if faults else HOLDS, asked or interval_text(*within), ours,
                    "; ".join(faults))
 
@@ -158,6 +161,7 @@ def trend(run, options, place):
         found = data.points(part, value_of)
         if len(found) > 1:
             raise data.UserError(f"{place}: several lengths at {over} = {step:g}; narrow where")
+        data.enough_rounds(run, found, value_of, data.describe({**where, over: [step]}))
         series[step] = next(iter(found.values())).value
     if len(series) < 2:
         raise data.why_nothing(run, where) if not series else Nothing(

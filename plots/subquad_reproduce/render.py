@@ -1,7 +1,7 @@
 """An evaluation as Markdown: the verdict, each table beside the paper's values, each claim."""
 
 from subquad_plots import load, summary
-from subquad_plots.table import aligned, base_unit, escape_markdown, number_text
+from subquad_plots.table import aligned, base_unit, number_text
 from subquad_plots.units import BYTE_UNITS, TIME_UNITS, length_text, unit_for
 
 from .checks import FAILS, HOLDS
@@ -68,7 +68,7 @@ def table_text(result):
         head += [f"{name}: paper", "ours"] if column in papers else [name]
     lines = [head]
     for row in table.rows:
-        line = [escape_markdown(row.name)]
+        line = [row.name.replace("|", "\\|")]
         for column in table.columns:
             number = result.numbers[row.name, column]
             if column in papers:
