@@ -131,7 +131,7 @@ inline float whole_shift(float maximum) { return std::ceil(maximum); }
 
 // row = 2^(row - shift) for a shift of whole_shift(); adds to the sum of every lane. Panels are
 // summed one after another, as bounded_weights does: both give the same bits.
-inline Vec exponentiate(float* row, Bounds whole, float shift, Vec sum) {
+inline Vec exponentiate(float* row, Bounds whole, float shift, Vec sum = Vec{}) {
   if (!(std::abs(shift) < Exp2Below::kMaxShift)) {
     for (Index j = whole.lo; j < whole.hi; j += kLanes) store(row + j, load(row + j) - shift);
     shift = 0;
