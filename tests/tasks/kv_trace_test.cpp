@@ -40,17 +40,30 @@ std::vector<double> weights(const QKV& data, const Problem& p, Index h, Index t)
   return w;
 }
 
-// Topic of every token, from embeddings without kinds: tokens of one topic are near each other.
+// Topic of every token, from embeddings without kinds: unit vectors and noise of 0.1 in each entry.
+// A token belongs to the nearest mean of those before it unless that is farther than noise
+// explains.
 std::vector<int> topics_of(const QKV& data) {
   const auto x = data.x.head(0, 0);
-  std::vector<Index> first;
+  std::vector<RowVector> sum;
+  std::vector<float> count;
   std::vector<int> topic;
+  const float noise = 0.01f * static_cast<float>(x.cols());
   for (Index t = 0; t < x.rows(); ++t) {
-    int found = -1;
-    for (std::size_t c = 0; c < first.size() && found < 0; ++c)
-      if ((x.row(t) - x.row(first[c])).squaredNorm() < 0.8f) found = static_cast<int>(c);
-    if (found < 0) found = static_cast<int>(first.size()), first.push_back(t);
-    topic.push_back(found);
+    std::size_t best = sum.size();
+    float nearest = 1e9f;
+    for (std::size_t c = 0; c < sum.size(); ++c) {
+      const float far = (x.row(t) - sum[c] / count[c]).squaredNorm() - noise * (1 + 1 / count[c]);
+      if (far < nearest) nearest = far, best = c;
+    }
+    if (nearest > 0.5f) {
+      best = sum.size();
+      sum.emplace_back(RowVector::Zero(x.cols()));
+      count.push_back(0);
+    }
+    sum[best] += x.row(t);
+    ++count[best];
+    topic.push_back(static_cast<int>(best));
   }
   return topic;
 }
