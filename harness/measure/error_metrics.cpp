@@ -169,13 +169,15 @@ bool MatrixSums::add(const MatrixD& exact, const Matrix& got, Index top_k) {
                      order.end(), [&p](Index a, Index b) {  // ties: the earlier key
                        return p[a] > p[b] || (p[a] == p[b] && a < b);
                      });
-    double exact_mass = 0, got_mass = 0, found = 0;
+    double exact_mass = 0, got_mass = 0, wanted = 0, found = 0;
     for (std::size_t i = 0; i < k; ++i) {
       exact_mass += p[order[i]];
       got_mass += static_cast<double>(got(r, order[i]));
+      if (!(p[order[i]] > 0)) continue;  // a row may see fewer than k keys
+      ++wanted;
       if (got(r, order[i]) != 0.f) ++found;
     }
-    if (k > 0) recall_ += found / static_cast<double>(k);
+    if (wanted > 0) recall_ += found / wanted;
     for (Index j = 0; j < p.size(); ++j)
       if (got(r, j) != 0.f) seen_mass_ += p[j];
     kl_ += kl;
