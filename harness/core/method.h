@@ -99,7 +99,7 @@ struct DecodeConfig {
   Index batch = 1, heads = 1;
   Index capacity = 0;  // tokens that will come at most (history + new)
   Index d_k = 64, d_v = 64;
-  Index d_e = 0;     // width of DecodeStep::x, 0 when there is none
+  Index d_e = 0;  // width of DecodeStep::x, 0 when there is none
   // Of the layer, where k = w_k x and v = w_v x and it is known: [heads, d, d_e], else null.
   const float *w_k = nullptr, *w_v = nullptr;
   double scale = 0;  // 0 means 1 / sqrt(d_k)

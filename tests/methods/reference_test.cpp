@@ -187,7 +187,8 @@ std::vector<Settings> settings_of(const std::string& name) {
     with({{"cell_map", std::string("absolute")}, {"mask_empty_cells", false}});
     with({{"position", std::string("nearest")}, {"gates", std::string("one")}});
     for (const std::string group : {"per_query", "per_head", "per_batch"}) with({{"group", group}});
-    for (const std::string mask : {"oracle", "random"}) with({{"mask", mask}, {"cells", Index{24}}});
+    for (const std::string mask : {"oracle", "random"})
+      with({{"mask", mask}, {"cells", Index{24}}});
     with({{"mask", std::string("identity")}, {"cells", Index{20}}});
     return all;
   }
