@@ -79,6 +79,14 @@ class Adore final : public PolicyMethod {
     PolicyMethod::prepare(problem, env);
   }
 
+  // The controller and its gradient besides the streams.
+  double extra_bytes(const Problem& p, Pass pass) const override {
+    double floats = 0;
+    if (net_)
+      for (const Parameter* x : net_->all()) floats += 2 * static_cast<double>(x->value.size());
+    return PolicyMethod::extra_bytes(p, pass) + 4 * floats;
+  }
+
   std::vector<Parameter*> parameters() override {
     return net_ ? net_->all() : std::vector<Parameter*>{};
   }
@@ -113,9 +121,13 @@ class Adore final : public PolicyMethod {
   }
   double stream_bytes(const StreamConfig& config) const override {
     const double tokens = static_cast<double>(config.capacity);
-    const double scorer = params_.learned() ? 4.0 * tokens * static_cast<double>(params_.hidden)
-                          : params_.score == "h2o" ? 8.0 * tokens
-                                                   : 0;
+    // The controller's rows for every token and for every distance.
+    const double scorer =
+        params_.learned()
+            ? 4.0 * (tokens + static_cast<double>(params_.distances + 2 * engine::kLanes)) *
+                  static_cast<double>(params_.hidden)
+        : params_.score == "h2o" ? 8.0 * tokens
+                                 : 0;
     return RebuildingCache::allocated(config, params_.options()) + scorer;
   }
   Index stored() const override { return params_.m; }
@@ -187,7 +199,8 @@ const RegisterMethod<Adore, Params> kRegistration{
      param("hidden", &Params::hidden, {1, 1024}, "width of its MLP"),
      param("distances", &Params::distances, {2, 1 << 16},
            "distances that it tells apart; larger ones are alike"),
-     param("weights", &Params::weights, "safetensors file with its parameters; {seed} = the seed"),
+     param("weights_file", &Params::weights,
+           "safetensors file with its parameters; {seed} = the seed"),
      param("save", &Params::save, "file to write them to after the fit pass; {seed} = the seed"),
      param("fit_steps", &Params::fit_steps, {0, 1 << 24},
            "updates of the fit pass; 0 = what the runner asks for"),

@@ -47,7 +47,7 @@ class SubGenStream final : public PolicyStream {
             std::max(most_ * params.per_cluster, params.samples) + engine::kLanes, engine::kLanes)),
         weights_(scores_.size()),
         query_(config.d_k + engine::kLanes),
-        probe_(std::min(kProbe * (kProbe - 1) / 2, config.capacity * kProbe)) {
+        probe_(probed(config)) {
     reset();
   }
 
@@ -83,10 +83,15 @@ class SubGenStream final : public PolicyStream {
     const Index most = std::min(p.max_clusters, c.capacity);
     return 4.0 * static_cast<double>(most * (c.d_k * (1 + p.per_cluster) + 2) +
                                      p.samples * (c.d_k + c.d_v + 2) +
-                                     2 * std::max(most * p.per_cluster, p.samples) + c.d_k);
+                                     2 * std::max(most * p.per_cluster, p.samples) + c.d_k + c.d_v +
+                                     3 * engine::kLanes + 2 * probed(c));
   }
 
  private:
+  // Distances of the first keys that are kept.
+  static Index probed(const StreamConfig& c) {
+    return std::min(kProbe * (kProbe - 1) / 2, c.capacity * kProbe);
+  }
   static double squared_distance(const float* a, const float* b, Index d) {
     double sum = 0;
     for (Index c = 0; c < d; ++c) {

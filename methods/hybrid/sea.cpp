@@ -266,7 +266,7 @@ const RegisterMethod<Sea, Params> kRegistration{
      param("query_skip", &Params::query_skip, {1, 16},
            "estimate every so many queries: 1, 2, 4, 8 or 16"),
      param("repo_quirks", &Params::repo_quirks, "details of the authors' code, see the notes"),
-     param("weights", &Params::weights, "safetensors file of fitted tensors to start from"),
+     param("weights_file", &Params::weights, "safetensors file of fitted tensors to start from"),
      param("save_weights", &Params::save_weights, "file that a fit writes its tensors to"),
      param("fit_steps", &Params::fit_steps, {0, 1e7}, "steps of a fit; 0: the runner's"),
      choice("fit_stages", &Params::fit_stages,

@@ -387,7 +387,7 @@ TEST_CASE("the controller learns what is attended to, and its file restores it",
     CHECK(wrong <= 1);
 
     const auto restored = make_method(
-        "adore", {{"m", Index{12}}, {"r", Index{0}}, {"d_z", Index{8}}, {"weights", path}});
+        "adore", {{"m", Index{12}}, {"r", Index{0}}, {"d_z", Index{8}}, {"weights_file", path}});
     restored->prepare(p, env);
     restored->forward(in, again, nullptr);
     CHECK(apart(again, out) == 0);
@@ -396,7 +396,7 @@ TEST_CASE("the controller learns what is attended to, and its file restores it",
     fresh->forward(in, untrained, nullptr);
     CHECK(apart(untrained, out) > 0.1);
 
-    const auto other = make_method("adore", {{"m", Index{12}}, {"weights", path}});
+    const auto other = make_method("adore", {{"m", Index{12}}, {"weights_file", path}});
     CHECK_THROWS_WITH(other->prepare(p, env), Catch::Contains("shape"));
   }
   std::ofstream(path) << "nonsense";

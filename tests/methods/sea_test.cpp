@@ -444,7 +444,7 @@ TEST_CASE("sea: a fit lowers its loss, and what it learned survives in a file", 
       method->forward(in.inputs(), fitted, nullptr);
       const auto again = make_method("sea", {{"cells", Index{8}},
                                              {"top_k", Index{12}},
-                                             {"weights", path},
+                                             {"weights_file", path},
                                              {"input_norm", std::string("block_ln")}});
       again->prepare(p, {});
       again->forward(in.inputs(), loaded, nullptr);
@@ -453,7 +453,7 @@ TEST_CASE("sea: a fit lowers its loss, and what it learned survives in a file", 
       CHECK(again->metrics().back().name == "fitted_steps");
       CHECK(again->metrics().back().value == 140);
       // Other sizes do not fit the file.
-      const auto other = make_method("sea", {{"cells", Index{16}}, {"weights", path}});
+      const auto other = make_method("sea", {{"cells", Index{16}}, {"weights_file", path}});
       CHECK_THROWS_AS(other->prepare(p, {}), UserError);
     }
   std::filesystem::remove(path);
