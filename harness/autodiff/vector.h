@@ -119,7 +119,8 @@ inline T max_lanes(Vec<T> v) {
 template <class T>
 inline Vec<T> exp_of(Vec<T> x) {
   if constexpr (std::is_same_v<T, float>) {
-    using Int = typename VectorOf<float>::int_type;
+    // Unsigned: with a NaN the sum of bits may wrap.
+    typedef std::uint32_t Bits __attribute__((vector_size(kVectorBytes)));
     const Vec<float> high = broadcast(88.0f);
     const Vec<float> capped = x > high ? high : x;
     // The product is split so that f keeps its digits: log2(e) = 1.4375 + rest.
@@ -133,8 +134,8 @@ inline Vec<T> exp_of(Vec<T> x) {
     p = p * f + 1.6666665459e-1f;
     p = p * f + 5.0000001201e-1f;
     p = p * f * f + f + 1.0f;
-    const Int exponent = reinterpret_cast<Int>(shifted) << 23;
-    const Vec<float> value = reinterpret_cast<Vec<float>>(reinterpret_cast<Int>(p) + exponent);
+    const Bits exponent = reinterpret_cast<Bits>(shifted) << 23;
+    const Vec<float> value = reinterpret_cast<Vec<float>>(reinterpret_cast<Bits>(p) + exponent);
     return x < -87.0f ? Vec<float>{} : (x == x ? value : x);
   } else {
     for (int i = 0; i < kLanes<T>; ++i) x[i] = std::exp(x[i]);
