@@ -125,9 +125,10 @@ inline Vec row_max(const float* row, Bounds whole) {
   return max(max(m0, m1), max(m2, m3));
 }
 
-// What a row of scores with this maximum is shifted by: the next whole number, which makes the
-// exponential cheaper, and rescaling by powers of two exact.
-inline float whole_shift(float maximum) { return std::ceil(maximum); }
+// What a row of scores with this maximum is shifted by: the next even whole number. A whole number
+// makes the exponential cheaper, and rescaling by powers of two exact; an even one rounds scores
+// half way between two whole numbers to the same side as any other even one.
+inline float whole_shift(float maximum) { return 2 * std::ceil(maximum / 2); }
 
 // row = 2^(row - shift) for a shift of whole_shift(); adds to the sum of every lane. Panels are
 // summed one after another, as bounded_weights does: both give the same bits.
@@ -162,7 +163,7 @@ inline Vec exponentiate(float* row, Bounds whole, float shift, Vec sum = Vec{}) 
 }
 
 // Scores of at most this size need no maximum: their powers of two stay far from the ends of
-// float32, and shifts being whole numbers, the bits of the result are those of any other shift.
+// float32, and shifts being even numbers, the bits of the result are those of any other shift.
 inline constexpr float kBoundedScore = 24;
 
 // weights[r, columns] = 2^(a[r, :] * panels) for scores of at most kBoundedScore, exponentiated
