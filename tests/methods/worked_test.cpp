@@ -187,6 +187,19 @@ TEST_CASE("the saved log-sum-exp is that of the visible logits", "[methods]") {
   }
 }
 
+TEST_CASE("no key too many and none too few, wherever a panel of keys ends", "[methods]") {
+  const auto& reference = reference::references().at("dense");
+  for (const bool causal : {false, true})
+    for (Index n_kv = 40; n_kv <= 104; ++n_kv) {
+      const Problem p{
+          .batch = 1, .heads = 1, .n = 40, .n_kv = n_kv, .d_k = 8, .d_v = 5, .causal = causal};
+      const QKV in = random_inputs(p, 3);
+      INFO(p.str());
+      CHECK(relative_error(run_method("dense", {}, p, in).out,
+                           reference.forward(resolved("dense", {}), double_call(p, in))) <= 1e-6);
+    }
+}
+
 TEST_CASE("outputs keep their bits when a key that they do not see becomes long", "[methods]") {
   // Short queries and keys need no row maximum; one long key anywhere sends all rows the other way.
   for (const Index before : {Index{0}, Index{100}}) {
