@@ -24,6 +24,16 @@ std::pair<std::string, std::string> split_source(const std::string& source) {
 
 }  // namespace
 
+std::string fill_path(std::string pattern, const std::string& method, const std::string& label,
+                      Seed seed) {
+  for (const auto& [name, value] : {std::pair<std::string, std::string>{"{method}", method},
+                                    {"{label}", label},
+                                    {"{seed}", std::to_string(seed)}})
+    for (std::size_t at = 0; (at = pattern.find(name, at)) != std::string::npos; at += value.size())
+      pattern.replace(at, name.size(), value);
+  return pattern;
+}
+
 void save_method_weights(const std::string& path, const std::string& method,
                          const Settings& settings, Method& prepared) {
   std::vector<FileTensor> tensors;

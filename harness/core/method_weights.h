@@ -5,8 +5,14 @@
 
 #include "harness/core/method.h"
 #include "harness/core/params.h"
+#include "harness/core/random.h"
 
 namespace subquad {
+
+// What "{method}", "{label}" and "{seed}" stand for in the path of such a file, so that one config
+// can keep or read a file for each of its cells.
+std::string fill_path(std::string pattern, const std::string& method, const std::string& label,
+                      Seed seed);
 
 // All parameters() by name, with method and settings as metadata. StorageError when the file cannot
 // be written entirely.

@@ -13,7 +13,8 @@ const std::vector<Field<FitConfig>>& fit_fields() {
       param("learning_rate", &F::learning_rate, {0, 10}, "highest of the schedule"),
       param("sets", &F::sets, {1, 1 << 16}, "input sets of the training data, used in turn"),
       param("save", &F::save,
-            "folder for the fitted parameters, as <method>_<cell>.safetensors; empty = not kept")};
+            "folder for the fitted parameters, as <method>_<cell>.safetensors, or such a file; "
+            "{method}, {label}, {seed}: of the cell; empty = not kept")};
   return fields;
 }
 

@@ -12,7 +12,7 @@ struct FitConfig {
   Index steps = 200;
   double learning_rate = 1e-2;
   Index sets = 8;    // input sets, used in turn
-  std::string save;  // folder for the fitted parameters; "" = they are not kept
+  std::string save;  // folder or file for the fitted parameters; "" = not kept
 };
 const std::vector<Field<FitConfig>>& fit_fields();
 

@@ -130,11 +130,16 @@ class LifeCycle {
     outputs_->check_outputs(0);
   }
 
+  std::string filled(const std::string& path) const {
+    return fill_path(path, cell_.method, cell_.label, cell_.seed);
+  }
+
   // The parameters of a file, if one was named.
   void take_weights() {
-    if (!cell_.weights.empty()) load_method_weights(cell_.weights, cell_.method, *method_);
+    const std::string source = filled(cell_.weights);
+    if (!source.empty()) load_method_weights(source, cell_.method, *method_);
     if (entry_.info.learned && !method_->parameters().empty())
-      report_.put("learned_from", cell_.weights.empty() ? "initial" : cell_.weights);
+      report_.put("learned_from", source.empty() ? "initial" : source);
   }
 
   // One more call per set (two for a single set): their outputs are what timed calls must repeat.
@@ -357,11 +362,12 @@ class LifeCycle {
     if (!std::isfinite(report.first_loss) || !std::isfinite(report.last_loss))
       throw WrongResult("the fit's loss is not finite");
     if (config_of_fit.save.empty()) return;
+    std::filesystem::path path = filled(config_of_fit.save);
+    if (path.extension() != ".safetensors")
+      path /= fmt::format("{}_{}.safetensors", cell_.method, cell_.id());
     std::error_code error;
-    std::filesystem::create_directories(config_of_fit.save, error);
-    save_method_weights(
-        fmt::format("{}/{}_{}.safetensors", config_of_fit.save, cell_.method, cell_.id()),
-        cell_.method, cell_.method_settings, *method_);
+    std::filesystem::create_directories(path.parent_path(), error);
+    save_method_weights(path.string(), cell_.method, cell_.method_settings, *method_);
   }
 
   // ---- verdict ----

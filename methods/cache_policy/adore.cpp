@@ -13,7 +13,6 @@
 
 #include "methods/engines/adore_controller.h"
 #include "methods/engines/token_scorers.h"
-#include "methods/engines/weights_file.h"
 
 namespace subquad {
 namespace {
@@ -32,10 +31,6 @@ struct Params {
   Index d_z = 32;
   Index hidden = 16;
   Index distances = 512;
-  std::string weights;
-  std::string save;
-  Index fit_steps = 2000;
-  double learning_rate = 3e-3;
 
   bool learned() const { return score == "gru" || score == "mlp"; }
   ControllerOptions controller() const {
@@ -74,7 +69,6 @@ class Adore final : public PolicyMethod {
   }
 
   void prepare(const Problem& problem, const Env& env) override {
-    seed_ = env.seed;
     if (params_.learned()) net_ = make_net(stream_config(problem, env));
     PolicyMethod::prepare(problem, env);
   }
@@ -93,15 +87,12 @@ class Adore final : public PolicyMethod {
 
   // 2000 updates on 500 tokens take about 20 seconds.
   FitReport fit(FitData& data, const FitOptions& options) override {
-    const FitReport report =
-        train_controller(*net_, problem_.logit_scale(), data,
-                         {.top_k = params_.m,
-                          .updates = params_.fit_steps > 0 ? params_.fit_steps : options.steps,
-                          .learning_rate = params_.learning_rate,
-                          .seed = options.seed,
-                          .progress = options.progress});
-    if (!params_.save.empty()) write_weights(with_seed(params_.save, seed_), net_->all());
-    return report;
+    return train_controller(*net_, problem_.logit_scale(), data,
+                            {.top_k = params_.m,
+                             .updates = options.steps,
+                             .learning_rate = options.learning_rate,
+                             .seed = options.seed,
+                             .progress = options.progress});
   }
 
  protected:
@@ -136,20 +127,11 @@ class Adore final : public PolicyMethod {
 
  private:
   std::shared_ptr<AdoreController> make_net(const StreamConfig& config) const {
-    auto net = std::make_shared<AdoreController>(params_.controller(), controller_width(config),
-                                                 config.seed);
-    if (!params_.weights.empty()) read_weights(with_seed(params_.weights, config.seed), net->all());
-    return net;
-  }
-
-  // "{seed}" in a path stands for the seed: one config can fit or use one controller for each.
-  static std::string with_seed(std::string path, Seed seed) {
-    const std::size_t at = path.find("{seed}");
-    return at == std::string::npos ? path : path.replace(at, 6, std::to_string(seed));
+    return std::make_shared<AdoreController>(params_.controller(), controller_width(config),
+                                             config.seed);
   }
 
   Params params_;
-  Seed seed_ = 0;
   std::shared_ptr<AdoreController> net_;
 };
 
@@ -198,13 +180,7 @@ const RegisterMethod<Adore, Params> kRegistration{
      param("d_z", &Params::d_z, {1, 1024}, "width of the controller's state"),
      param("hidden", &Params::hidden, {1, 1024}, "width of its MLP"),
      param("distances", &Params::distances, {2, 1 << 16},
-           "distances that it tells apart; larger ones are alike"),
-     param("weights_file", &Params::weights,
-           "safetensors file with its parameters; {seed} = the seed"),
-     param("save", &Params::save, "file to write them to after the fit pass; {seed} = the seed"),
-     param("fit_steps", &Params::fit_steps, {0, 1 << 24},
-           "updates of the fit pass; 0 = what the runner asks for"),
-     param("learning_rate", &Params::learning_rate, {1e-6, 1}, "of the fit pass (Adam)")}};
+           "distances that it tells apart; larger ones are alike")}};
 
 }  // namespace
 }  // namespace subquad

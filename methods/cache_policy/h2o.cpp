@@ -28,7 +28,8 @@ struct Params {
 
 class H2oCache final : public ScoredCache {
  public:
-  using ScoredCache::ScoredCache;
+  H2oCache(const StreamConfig& config, const Params& params)
+      : ScoredCache(config, params.options()) {}
 
  protected:
   void contributions(Index, const float* weights, const std::int32_t*, Index count,
@@ -37,33 +38,14 @@ class H2oCache final : public ScoredCache {
   }
 };
 
-class H2o final : public PolicyMethod {
- public:
-  explicit H2o(const Params& params) : params_(params) {}
-
- protected:
-  std::unique_ptr<PolicyStream> make_stream(const StreamConfig& config) const override {
-    return std::make_unique<H2oCache>(config, params_.options());
-  }
-  double stream_bytes(const StreamConfig& config) const override {
-    return ScoredCache::allocated(config, params_.options());
-  }
-  Index stored() const override { return params_.m; }
-
- private:
-  Params params_;
-};
-
 MethodInfo info() {
   MethodInfo i = policy_info("h2o", "H2O, arXiv 2306.14048",
                              "cache of the tokens with most attention so far and the last ones");
-  i.notes.push_back(
-      "prefill: stream feeds a history token by token, as forward does; prompt scores it by dense "
-      "attention and chooses once, as its code does");
+  i.notes.push_back(kScoredPrefillNote);
   return i;
 }
 
-const RegisterMethod<H2o, Params> kRegistration{
+const RegisterMethod<BudgetPolicy<H2oCache, Params>, Params> kRegistration{
     info(),
     {param("m", &Params::m, {1, 1 << 25}, "tokens kept between steps"),
      param("recent", &Params::recent, {-1, 1 << 24},

@@ -78,37 +78,18 @@ class KeyformerCache final : public ScoredCache {
   std::array<std::uint32_t, 2> key_{};
 };
 
-class Keyformer final : public PolicyMethod {
- public:
-  explicit Keyformer(const Params& params) : params_(params) {}
-
- protected:
-  std::unique_ptr<PolicyStream> make_stream(const StreamConfig& config) const override {
-    return std::make_unique<KeyformerCache>(config, params_);
-  }
-  double stream_bytes(const StreamConfig& config) const override {
-    return ScoredCache::allocated(config, params_.options());
-  }
-  Index stored() const override { return params_.m; }
-
- private:
-  Params params_;
-};
-
 MethodInfo info() {
   MethodInfo i = policy_info("keyformer", "Keyformer, arXiv 2403.09054",
                              "cache of the tokens with most noisy attention and the last ones");
   i.random = true;
-  i.notes.push_back(
-      "prefill: stream feeds a history token by token, as forward does; prompt scores it by dense "
-      "attention and chooses once, as its code does");
+  i.notes.push_back(kScoredPrefillNote);
   i.notes.push_back(
       "the temperature rises over the capacity of the decoder, or what follows a "
       "prompt");
   return i;
 }
 
-const RegisterMethod<Keyformer, Params> kRegistration{
+const RegisterMethod<BudgetPolicy<KeyformerCache, Params>, Params> kRegistration{
     info(),
     {param("m", &Params::m, {1, 1 << 25}, "tokens kept between steps"),
      param("recent", &Params::recent, {-1, 1 << 24},

@@ -31,30 +31,13 @@ class RandomCacheStream final : public EvictingCache {
   Random random_;
 };
 
-class RandomCache final : public PolicyMethod {
- public:
-  explicit RandomCache(const Params& params) : params_(params) {}
-
- protected:
-  std::unique_ptr<PolicyStream> make_stream(const StreamConfig& config) const override {
-    return std::make_unique<RandomCacheStream>(config, params_.m);
-  }
-  double stream_bytes(const StreamConfig& config) const override {
-    return RandomCacheStream::allocated(config, params_.m);
-  }
-  Index stored() const override { return params_.m; }
-
- private:
-  Params params_;
-};
-
 MethodInfo info() {
   MethodInfo i = policy_info("random_cache", "control", "cache that releases tokens at random");
   i.random = true;
   return i;
 }
 
-const RegisterMethod<RandomCache, Params> kRegistration{
+const RegisterMethod<BudgetPolicy<RandomCacheStream, Params>, Params> kRegistration{
     info(), {param("m", &Params::m, {1, 1 << 25}, "tokens kept between steps")}};
 
 }  // namespace

@@ -22,23 +22,6 @@ class ReleaseCache final : public EvictingCache {
   }
 };
 
-class ReleaseOracle final : public PolicyMethod {
- public:
-  explicit ReleaseOracle(const Params& params) : params_(params) {}
-
- protected:
-  std::unique_ptr<PolicyStream> make_stream(const StreamConfig& config) const override {
-    return std::make_unique<ReleaseCache>(config, params_.m);
-  }
-  double stream_bytes(const StreamConfig& config) const override {
-    return ReleaseCache::allocated(config, params_.m);
-  }
-  Index stored() const override { return params_.m; }
-
- private:
-  Params params_;
-};
-
 MethodInfo info() {
   MethodInfo i = policy_info("release_oracle", "control of ADORE, arXiv 2407.02328",
                              "cache that releases the token of least weight now");
@@ -46,7 +29,7 @@ MethodInfo info() {
   return i;
 }
 
-const RegisterMethod<ReleaseOracle, Params> kRegistration{
+const RegisterMethod<BudgetPolicy<ReleaseCache, Params>, Params> kRegistration{
     info(), {param("m", &Params::m, {1, 1 << 25}, "tokens kept between steps")}};
 
 }  // namespace

@@ -27,23 +27,6 @@ class StreamingCache final : public EvictingCache {
   Index sinks_;
 };
 
-class StreamingLlm final : public PolicyMethod {
- public:
-  explicit StreamingLlm(const Params& params) : params_(params) {}
-
- protected:
-  std::unique_ptr<PolicyStream> make_stream(const StreamConfig& config) const override {
-    return std::make_unique<StreamingCache>(config, params_);
-  }
-  double stream_bytes(const StreamConfig& config) const override {
-    return StreamingCache::allocated(config, params_.m);
-  }
-  Index stored() const override { return params_.m; }
-
- private:
-  Params params_;
-};
-
 MethodInfo info() {
   MethodInfo i = policy_info("streaming_llm", "StreamingLLM, arXiv 2309.17453",
                              "cache of the first tokens and the last ones");
@@ -52,7 +35,7 @@ MethodInfo info() {
   return i;
 }
 
-const RegisterMethod<StreamingLlm, Params> kRegistration{
+const RegisterMethod<BudgetPolicy<StreamingCache, Params>, Params> kRegistration{
     info(),
     {param("m", &Params::m, {1, 1 << 25}, "tokens kept between steps, sinks included"),
      param("sinks", &Params::sinks, {0, 1 << 24}, "of them: the first tokens")}};

@@ -30,24 +30,7 @@ class StridedCache final : public EvictingCache {
   Index recent_, stride_;
 };
 
-class Strided final : public PolicyMethod {
- public:
-  explicit Strided(const Params& params) : params_(params) {}
-
- protected:
-  std::unique_ptr<PolicyStream> make_stream(const StreamConfig& config) const override {
-    return std::make_unique<StridedCache>(config, params_);
-  }
-  double stream_bytes(const StreamConfig& config) const override {
-    return StridedCache::allocated(config, params_.m);
-  }
-  Index stored() const override { return params_.m; }
-
- private:
-  Params params_;
-};
-
-const RegisterMethod<Strided, Params> kRegistration{
+const RegisterMethod<BudgetPolicy<StridedCache, Params>, Params> kRegistration{
     policy_info("strided", "Child et al. 2019, arXiv 1904.10509",
                 "cache of the last tokens and every stride-th one before them"),
     {param("m", &Params::m, {1, 1 << 25}, "tokens kept between steps"),

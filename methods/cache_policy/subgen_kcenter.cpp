@@ -147,24 +147,7 @@ class CentreCache final : public EvictingCache {
   Index centres_ = 0;
 };
 
-class SubGenKCenter final : public PolicyMethod {
- public:
-  explicit SubGenKCenter(const Params& params) : params_(params) {}
-
- protected:
-  std::unique_ptr<PolicyStream> make_stream(const StreamConfig& config) const override {
-    return std::make_unique<CentreCache>(config, params_);
-  }
-  double stream_bytes(const StreamConfig& config) const override {
-    return CentreCache::allocated(config, params_);
-  }
-  Index stored() const override { return params_.m; }
-
- private:
-  Params params_;
-};
-
-const RegisterMethod<SubGenKCenter, Params> kRegistration{
+const RegisterMethod<BudgetPolicy<CentreCache, Params>, Params> kRegistration{
     policy_info("subgen_kcenter", "SubGen, arXiv 2402.06082, as in its experiments",
                 "cache of the last tokens and of keys that are far from each other"),
     {param("m", &Params::m, {1, 1 << 25}, "tokens kept between steps"),

@@ -9,6 +9,7 @@
 
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "harness/core/registry.h"
@@ -150,6 +151,37 @@ class PolicyMethod : public Method {
   StreamTokens tokens_of(const Inputs& in, Index stream) const;
 
   std::vector<std::unique_ptr<PolicyStream>> streams_;
+};
+
+// Such a method whose streams are one kind of cache with a budget of params.m tokens. Cache is made
+// of the parameters or of m, and Cache::allocated tells its bytes from the parameters, from their
+// options(), or from m.
+template <class Cache, class Params>
+class BudgetPolicy final : public PolicyMethod {
+ public:
+  explicit BudgetPolicy(const Params& params) : params_(params) {}
+
+ protected:
+  std::unique_ptr<PolicyStream> make_stream(const StreamConfig& config) const override {
+    if constexpr (std::is_constructible_v<Cache, const StreamConfig&, const Params&>) {
+      return std::make_unique<Cache>(config, params_);
+    } else {
+      return std::make_unique<Cache>(config, params_.m);
+    }
+  }
+  double stream_bytes(const StreamConfig& config) const override {
+    if constexpr (requires { Cache::allocated(config, params_); }) {
+      return Cache::allocated(config, params_);
+    } else if constexpr (requires { Cache::allocated(config, params_.options()); }) {
+      return Cache::allocated(config, params_.options());
+    } else {
+      return Cache::allocated(config, params_.m);
+    }
+  }
+  Index stored() const override { return params_.m; }
+
+ private:
+  Params params_;
 };
 
 // What every policy declares alike.

@@ -121,4 +121,8 @@ class ScoredCache : public EvictingCache {
   Index prompt_ = 0;                     // tokens of the prompt
 };
 
+inline constexpr const char* kScoredPrefillNote =
+    "prefill: stream feeds a history token by token, as forward does; prompt scores it by dense "
+    "attention and chooses once, as its code does";
+
 }  // namespace subquad

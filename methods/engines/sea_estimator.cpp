@@ -271,15 +271,6 @@ Index SeaEstimator::work_floats(const SeaShape& s, Index rows) {
   return images + t.x + t.hidden + t.y + 3 * t.taps + 2 * ld + round_up(s.cells + 2, kLanes);
 }
 
-double SeaEstimator::flops_per_row(const SeaShape& s) {
-  const auto h = static_cast<double>(s.heads), d = static_cast<double>(s.d_v),
-             c = static_cast<double>(s.image_channels()), w = static_cast<double>(s.width()),
-             per_head = static_cast<double>(s.per_head());
-  double all = h * (6 * d * d + 2 * d * per_head * w + 4 * d);
-  if (s.cnn) all += s.causal ? 2 * 9 * c * c * w + h * c * w : 9 * c * c * w + 9 * c * h * w;
-  return 2 * all;
-}
-
 void SeaEstimator::fill_image(const float* kernel, Index kernel_head, Index kernel_row,
                               const float* v, Index v_head, Index v_row, Range rows, Range gated,
                               float* image, float* gates, float* work) const {

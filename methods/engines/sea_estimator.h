@@ -42,6 +42,8 @@ struct SeaWeights {
   // Initial values: N(0, 0.02) for linear layers, uniform for convolutions, N(0, 1) for positions.
   void make(const SeaShape& shape, Seed seed, bool gradients);
   std::vector<Parameter*> all();  // those that the shape has
+  // The values of another set of tensors, if it was made for the same shape.
+  void take_values(const SeaWeights& from);
   static double bytes(const SeaShape& shape, bool gradients);
 };
 

@@ -1,12 +1,9 @@
 #include "methods/engines/sea_fit.h"
 
-#include <charconv>
 #include <cmath>
-#include <cstring>
 #include <numbers>
 
 #include "harness/core/parallel.h"
-#include "harness/core/safetensors.h"
 #include "methods/engines/sea_graph.h"
 #include "methods/engines/sea_teacher.h"
 
@@ -221,26 +218,6 @@ FitReport fit_sea(SeaAttention& attention, SeaWeights& weights, FitData& data,
   report.first_loss = first;
   report.last_loss = last;
   return report;
-}
-
-Index load_sea(const std::string& path, SeaWeights& weights) {
-  const TensorFile file = read_safetensors(path);
-  for (Parameter* p : weights.all()) {
-    const TensorFile::Entry& entry = file.get(path, p->name, "F32", p->shape);
-    std::memcpy(p->value.data(), entry.bytes.data(), entry.bytes.size());
-  }
-  const auto steps = file.metadata.find("fitted_steps");
-  Index count = 0;
-  if (steps != file.metadata.end())
-    std::from_chars(steps->second.data(), steps->second.data() + steps->second.size(), count);
-  return count;
-}
-
-void save_sea(const std::string& path, SeaWeights& weights, Index steps) {
-  std::vector<FileTensor> tensors;
-  for (const Parameter* p : weights.all())
-    tensors.push_back({p->name, p->shape, "F32", p->value.data()});
-  write_safetensors(path, tensors, {{"method", "sea"}, {"fitted_steps", std::to_string(steps)}});
 }
 
 }  // namespace subquad

@@ -1,10 +1,8 @@
-// Fitting SEA's learned tensors to dense attention, and keeping them in files.
+// Fitting SEA's learned tensors to dense attention.
 // Source: Lee et al. 2024 (arXiv 2310.01777), section 3.3: the estimator learns the teacher's
 // attention matrix (L_approx), the gates its output (L_context). That one comes before the other is
 // our choice; "joint" does both at once, as the paper does inside a model.
 #pragma once
-
-#include <string>
 
 #include "harness/core/method.h"
 #include "methods/engines/sea_attention.h"
@@ -22,10 +20,5 @@ struct SeaFitOptions {
 // means over the first and the last tenth of the steps of the first stage.
 FitReport fit_sea(SeaAttention& attention, SeaWeights& weights, FitData& data,
                   const FitOptions& options, const SeaFitOptions& sea);
-
-// Steps that the tensors of the file were fitted for. UserError when a tensor is missing or has
-// another shape.
-Index load_sea(const std::string& path, SeaWeights& weights);
-void save_sea(const std::string& path, SeaWeights& weights, Index steps);
 
 }  // namespace subquad

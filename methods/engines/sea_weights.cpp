@@ -1,4 +1,4 @@
-// Shapes and initial values of SEA's learned tensors.
+// Shapes and initial values of SEA's learned tensors, and the operations that they stand for.
 
 #include <cmath>
 
@@ -6,6 +6,8 @@
 
 namespace subquad {
 namespace {
+
+using W = SeaWeights;
 
 struct Place {
   Parameter SeaWeights::*tensor;
@@ -17,7 +19,6 @@ struct Place {
 
 // Every tensor of the shape, in the order of the pipeline.
 std::vector<Place> places(const SeaShape& s) {
-  using W = SeaWeights;
   const Index hidden = s.hidden(), c = s.image_channels(), w = s.width(), heads = s.heads;
   std::vector<Place> all{{&W::w1, "encoder.weight", {s.inputs(), hidden}, 'n'},
                          {&W::b1, "encoder.bias", {hidden}, '0'},
@@ -50,6 +51,11 @@ std::vector<Place> places(const SeaShape& s) {
   return all;
 }
 
+constexpr Parameter SeaWeights::*kTensors[] = {
+    &W::w1,      &W::b1,      &W::ln1_w, &W::ln1_b,   &W::w2,       &W::b2,      &W::w3,
+    &W::b3,      &W::ln2_w,   &W::ln2_b, &W::conv1_w, &W::conv1_b,  &W::conv2_w, &W::conv2_b,
+    &W::conv3_w, &W::conv3_b, &W::ln3_w, &W::ln3_b,   &W::positions};
+
 }  // namespace
 
 void SeaWeights::make(const SeaShape& shape, Seed seed, bool gradients) {
@@ -81,11 +87,18 @@ void SeaWeights::make(const SeaShape& shape, Seed seed, bool gradients) {
 
 std::vector<Parameter*> SeaWeights::all() {
   std::vector<Parameter*> some;
-  for (Parameter* p :
-       {&w1, &b1, &ln1_w, &ln1_b, &w2, &b2, &w3, &b3, &ln2_w, &ln2_b, &conv1_w, &conv1_b, &conv2_w,
-        &conv2_b, &conv3_w, &conv3_b, &ln3_w, &ln3_b, &positions})
-    if (p->value.size() > 0) some.push_back(p);
+  for (Parameter SeaWeights::*tensor : kTensors)
+    if ((this->*tensor).value.size() > 0) some.push_back(&(this->*tensor));
   return some;
+}
+
+void SeaWeights::take_values(const SeaWeights& from) {
+  for (Parameter SeaWeights::*tensor : kTensors)
+    if ((this->*tensor).shape != (from.*tensor).shape) return;
+  for (Parameter SeaWeights::*tensor : kTensors) {
+    const AlignedArray<float>& value = (from.*tensor).value;
+    std::copy_n(value.data(), value.size(), (this->*tensor).value.data());
+  }
 }
 
 double SeaWeights::bytes(const SeaShape& shape, bool gradients) {
@@ -96,6 +109,15 @@ double SeaWeights::bytes(const SeaShape& shape, bool gradients) {
     floats += size;
   }
   return (gradients ? 8.0 : 4.0) * static_cast<double>(floats);
+}
+
+double SeaEstimator::flops_per_row(const SeaShape& s) {
+  const auto h = static_cast<double>(s.heads), d = static_cast<double>(s.d_v),
+             c = static_cast<double>(s.image_channels()), w = static_cast<double>(s.width()),
+             per_head = static_cast<double>(s.per_head());
+  double all = h * (6 * d * d + 2 * d * per_head * w + 4 * d);
+  if (s.cnn) all += s.causal ? 2 * 9 * c * c * w + h * c * w : 9 * c * c * w + 9 * c * h * w;
+  return 2 * all;
 }
 
 }  // namespace subquad

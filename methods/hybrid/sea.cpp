@@ -30,9 +30,6 @@ struct Params {
   bool avg_normalize = false;
   Index query_skip = 1;
   bool repo_quirks = false;
-  std::string weights;
-  std::string save_weights;
-  Index fit_steps = 0;
   std::string fit_stages = "estimator_then_gates";
   double fit_kl = 0.1;
   double fit_mse = 1;
@@ -68,9 +65,8 @@ class Sea final : public Method {
   void prepare(const Problem& problem, const Env& env) override {
     const SeaOptions o = options(problem);
     seed_ = env.seed;
-    fitted_steps_ = 0;
     if (o.source == SeaOptions::Source::learned)
-      fitted_steps_ = start(SeaAttention::shape_of(problem, o), env.seed, env.gradients, weights_);
+      weights_.make(SeaAttention::shape_of(problem, o), env.seed, env.gradients);
     attention_.prepare(problem, o, &weights_, env.seed, env.gradients);
   }
 
@@ -97,8 +93,10 @@ class Sea final : public Method {
                     .causal = true};
     const SeaOptions o = options(p);
     auto weights = std::make_unique<SeaWeights>();
-    if (o.source == SeaOptions::Source::learned)
-      start(SeaAttention::shape_of(p, o), c.seed, false, *weights);
+    if (o.source == SeaOptions::Source::learned) {
+      weights->make(SeaAttention::shape_of(p, o), c.seed, false);
+      weights->take_values(weights_);
+    }
     return make_sea_decoder(c, o, std::move(weights), c.seed);
   }
 
@@ -109,18 +107,13 @@ class Sea final : public Method {
     for (Parameter* p : weights_.all())
       if (p->grad.size() == 0) p->grad = AlignedArray<float>(p->value.size());
     attention_.prepare(attention_.problem(), attention_.options(), &weights_, seed_, true);
-    FitOptions with = options;
-    if (params_.fit_steps > 0) with.steps = params_.fit_steps;
     using Stages = SeaFitOptions::Stages;
     SeaFitOptions sea{.kl = params_.fit_kl, .mse = params_.fit_mse};
     sea.stages = params_.fit_stages == "estimator" ? Stages::estimator
                  : params_.fit_stages == "gates"   ? Stages::gates
                  : params_.fit_stages == "joint"   ? Stages::joint
                                                    : Stages::estimator_then_gates;
-    const FitReport report = fit_sea(attention_, weights_, data, with, sea);
-    fitted_steps_ += report.steps;
-    if (!params_.save_weights.empty()) save_sea(params_.save_weights, weights_, fitted_steps_);
-    return report;
+    return fit_sea(attention_, weights_, data, options, sea);
   }
 
   bool attention_rows(const Inputs& in, Index b, Index h, std::span<const Index> rows,
@@ -157,18 +150,9 @@ class Sea final : public Method {
   double flops(const Problem& p, Pass pass) const override {
     return SeaAttention::flops(p, options(p), pass);
   }
-  std::vector<Metric> metrics() const override {
-    return {{"kept_keys", attention_.kept_keys()},
-            {"fitted_steps", static_cast<double>(fitted_steps_)}};
-  }
+  std::vector<Metric> metrics() const override { return {{"kept_keys", attention_.kept_keys()}}; }
 
  private:
-  // Initial or loaded tensors; returns the steps that they were fitted for.
-  Index start(const SeaShape& shape, Seed seed, bool gradients, SeaWeights& weights) const {
-    weights.make(shape, seed, gradients);
-    return params_.weights.empty() ? 0 : load_sea(params_.weights, weights);
-  }
-
   SeaOptions options(const Problem& p) const {
     using Source = SeaOptions::Source;
     using Group = SeaOptions::Group;
@@ -208,7 +192,6 @@ class Sea final : public Method {
 
   Params params_;
   Seed seed_ = 0;
-  Index fitted_steps_ = 0;
   SeaWeights weights_;
   SeaAttention attention_;
 };
@@ -231,7 +214,7 @@ const RegisterMethod<Sea, Params> kRegistration{
          },
      .time_exponent = 1,
      .memory_exponent = 1,
-     .notes = {"untrained, the learned mask is arbitrary: metric fitted_steps tells",
+     .notes = {"untrained, the learned mask is arbitrary: column learned_from tells",
                "masks other than the learned one need no training and have gates of one",
                "causal_per_batch lets the heads of a query compete: one may get no key at all",
                "repo_quirks: the causal code pads its 1 x 1 convolution and pools it back"}},
@@ -266,9 +249,6 @@ const RegisterMethod<Sea, Params> kRegistration{
      param("query_skip", &Params::query_skip, {1, 16},
            "estimate every so many queries: 1, 2, 4, 8 or 16"),
      param("repo_quirks", &Params::repo_quirks, "details of the authors' code, see the notes"),
-     param("weights_file", &Params::weights, "safetensors file of fitted tensors to start from"),
-     param("save_weights", &Params::save_weights, "file that a fit writes its tensors to"),
-     param("fit_steps", &Params::fit_steps, {0, 1e7}, "steps of a fit; 0: the runner's"),
      choice("fit_stages", &Params::fit_stages,
             {"estimator_then_gates", "estimator", "gates", "joint"},
             "what a fit trains: the scores, the gates, one after the other, or at once"),

@@ -1,9 +1,6 @@
 // SEA: the cell map, the choice of cells, what the paper's equations imply, and gradients in
 // double.
-#include <unistd.h>
-
 #include <catch2/catch.hpp>
-#include <filesystem>
 
 #include "methods/engines/sea_attention.h"
 #include "methods/engines/sea_graph.h"
@@ -392,71 +389,6 @@ TEST_CASE("sea: gradients of the learned tensors equal central differences in do
         CHECK(best <= 2e-4);
       }
     }
-}
-
-namespace {
-
-// The same three calls in turn.
-class FewSets final : public FitData {
- public:
-  FewSets(const Problem& p, Index sets) {
-    for (Index i = 0; i < sets; ++i) {
-      inputs_.push_back(random_inputs(p, static_cast<Seed>(30 + i), 3));
-      outputs_.push_back(cast<float>(
-          reference::references().at("dense").forward({}, double_call(p, inputs_.back()))));
-    }
-  }
-  void next(Inputs* inputs, ConstTensorView* dense) override {
-    *inputs = inputs_[at_].inputs();
-    *dense = outputs_[at_];
-    at_ = (at_ + 1) % inputs_.size();
-  }
-
- private:
-  std::vector<QKV> inputs_;
-  std::vector<Tensor> outputs_;
-  std::size_t at_ = 0;
-};
-
-}  // namespace
-
-TEST_CASE("sea: a fit lowers its loss, and what it learned survives in a file", "[sea]") {
-  const std::string path =
-      (std::filesystem::temp_directory_path() / fmt::format("sea_{}.safetensors", getpid()))
-          .string();
-  for (const bool causal : {false, true})
-    for (const std::string stages : {"estimator_then_gates", "joint", "gates"}) {
-      INFO(stages << " causal " << causal);
-      const Problem p = sea_problem(48, causal, 2, 8);
-      const Settings settings{{"cells", Index{8}},       {"top_k", Index{12}},
-                              {"fit_steps", Index{140}}, {"fit_stages", stages},
-                              {"save_weights", path},    {"input_norm", std::string("block_ln")}};
-      FewSets data(p, 3);
-      const auto method = make_method("sea", settings);
-      method->prepare(p, {});
-      FitOptions options;
-      options.learning_rate = 3e-3;
-      const FitReport report = method->fit(data, options);
-      CHECK(report.steps == 140);
-      CHECK(report.last_loss < report.first_loss);
-      const QKV in = random_inputs(p, 31, 3);
-      Tensor fitted(1, 2, p.n, 8), loaded = fitted, initial = fitted;
-      method->forward(in.inputs(), fitted, nullptr);
-      const auto again = make_method("sea", {{"cells", Index{8}},
-                                             {"top_k", Index{12}},
-                                             {"weights_file", path},
-                                             {"input_norm", std::string("block_ln")}});
-      again->prepare(p, {});
-      again->forward(in.inputs(), loaded, nullptr);
-      CHECK(std::memcmp(fitted.data(), loaded.data(),
-                        static_cast<std::size_t>(fitted.size()) * sizeof(float)) == 0);
-      CHECK(again->metrics().back().name == "fitted_steps");
-      CHECK(again->metrics().back().value == 140);
-      // Other sizes do not fit the file.
-      const auto other = make_method("sea", {{"cells", Index{16}}, {"weights_file", path}});
-      CHECK_THROWS_AS(other->prepare(p, {}), UserError);
-    }
-  std::filesystem::remove(path);
 }
 
 TEST_CASE("sea: flat CSR, coordinates and runs give what the method gives", "[sea]") {

@@ -127,6 +127,17 @@ TEST_CASE("a fit is judged on inputs that it never saw, and its row says what it
   CHECK(stored.columns.at("learned_from") == file);
   CHECK(stored.columns.at("rel_error") == fitted.columns.at("rel_error"));
 
+  // A path may name the cell: one config keeps a file for each seed, another reads them.
+  const std::string pattern = folder.path + "/new/{method}_{seed}.safetensors";
+  const std::string place = folder.path + "/new/nprf_" + std::to_string(cell.seed) + ".safetensors";
+  const Cell named = only(loaded(kConfig, {"fit.save=" + pattern}), "method=nprf,pass=fit");
+  CHECK(run(named).columns.at("learned_from") == "fit");
+  REQUIRE(fs::exists(place));
+  const Config reading = loaded(kConfig, {"passes=forward", "methods[0].weights=" + pattern});
+  const JobResult read = run(only(reading, "method=nprf"));
+  CHECK(read.columns.at("learned_from") == place);
+  CHECK(read.columns.at("rel_error") == fitted.columns.at("rel_error"));
+
   Cell wrong = with;
   wrong.problem.n = wrong.problem.n_kv = 32;  // other distances, another shape
   Job job;

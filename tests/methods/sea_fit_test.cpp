@@ -1,0 +1,102 @@
+// SEA: fitting its tensors, and keeping them.
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+#include <cstring>
+#include <filesystem>
+
+#include "harness/core/method_weights.h"
+#include "tests/methods/method_fixture.h"
+
+using namespace subquad;
+using namespace subquad::testing;
+
+namespace {
+
+// The same three calls in turn.
+class FewSets final : public FitData {
+ public:
+  FewSets(const Problem& p, Index sets) {
+    for (Index i = 0; i < sets; ++i) {
+      inputs_.push_back(random_inputs(p, static_cast<Seed>(30 + i), 3));
+      outputs_.push_back(cast<float>(
+          reference::references().at("dense").forward({}, double_call(p, inputs_.back()))));
+    }
+  }
+  void next(Inputs* inputs, ConstTensorView* dense) override {
+    *inputs = inputs_[at_].inputs();
+    *dense = outputs_[at_];
+    at_ = (at_ + 1) % inputs_.size();
+  }
+
+ private:
+  std::vector<QKV> inputs_;
+  std::vector<Tensor> outputs_;
+  std::size_t at_ = 0;
+};
+
+Problem sea_problem(Index n, bool causal) {
+  return {.batch = 1, .heads = 2, .n = n, .n_kv = n, .d_k = 8, .d_v = 8, .causal = causal};
+}
+
+// Every token of the only batch item, one after another.
+Tensor decode(const Method& method, const Problem& p, const QKV& in) {
+  const auto decoder =
+      method.make_decoder({.heads = p.heads, .capacity = p.n, .d_k = p.d_k, .d_v = p.d_v});
+  Tensor out(1, p.heads, p.n, p.d_v);
+  std::vector<float> q(static_cast<std::size_t>(p.heads * p.d_k)),
+      k = q, v(static_cast<std::size_t>(p.heads * p.d_v)), o = v;
+  for (Index t = 0; t < p.n; ++t) {
+    for (Index h = 0; h < p.heads; ++h) {
+      std::copy_n(in.q.data() + (h * p.n + t) * p.d_k, p.d_k, q.data() + h * p.d_k);
+      std::copy_n(in.k.data() + (h * p.n + t) * p.d_k, p.d_k, k.data() + h * p.d_k);
+      std::copy_n(in.v.data() + (h * p.n + t) * p.d_v, p.d_v, v.data() + h * p.d_v);
+    }
+    decoder->step({q.data(), k.data(), v.data()}, o.data());
+    for (Index h = 0; h < p.heads; ++h)
+      std::copy_n(o.data() + h * p.d_v, p.d_v, out.data() + (h * p.n + t) * p.d_v);
+  }
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("sea: a fit lowers its loss, and what it learned survives in a file", "[sea]") {
+  const std::string path =
+      (std::filesystem::temp_directory_path() / fmt::format("sea_{}.safetensors", getpid()))
+          .string();
+  for (const bool causal : {false, true})
+    for (const std::string stages : {"estimator_then_gates", "joint", "gates"}) {
+      INFO(stages << " causal " << causal);
+      const Problem p = sea_problem(48, causal);
+      Settings settings{
+          {"cells", Index{8}}, {"top_k", Index{12}}, {"input_norm", std::string("block_ln")}};
+      settings["fit_stages"] = stages;
+      FewSets data(p, 3);
+      const auto method = make_method("sea", settings);
+      method->prepare(p, {});
+      FitOptions options;
+      options.steps = 140;
+      options.learning_rate = 3e-3;
+      const FitReport report = method->fit(data, options);
+      CHECK(report.steps == 140);
+      CHECK(report.last_loss < report.first_loss);
+      save_method_weights(path, "sea", settings, *method);
+      const QKV in = random_inputs(p, 31, 3);
+      Tensor fitted(1, 2, p.n, 8), loaded = fitted, initial = fitted;
+      method->forward(in.inputs(), fitted, nullptr);
+      const auto again = make_method("sea", settings);
+      again->prepare(p, {});
+      load_method_weights(path, "sea", *again);
+      again->forward(in.inputs(), loaded, nullptr);
+      CHECK(std::memcmp(fitted.data(), loaded.data(),
+                        static_cast<std::size_t>(fitted.size()) * sizeof(float)) == 0);
+      // Decoding uses the tensors that were loaded, not those that the seed gives.
+      if (causal) CHECK(relative_error(decode(*again, p, in), cast<double>(fitted)) <= 1e-4);
+      // Other sizes do not fit the file.
+      const auto other = make_method("sea", {{"cells", Index{16}}});
+      other->prepare(p, {});
+      CHECK_THROWS_AS(load_method_weights(path, "sea", *other), UserError);
+    }
+  std::filesystem::remove(path);
+}
