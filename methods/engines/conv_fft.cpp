@@ -265,8 +265,7 @@ void FftConv<T>::apply(const Value* x, Index columns, const double* row_scale,
   }
   parallel_for(chunks, [&](Index item, int) {
     const Index first = item * kChunk, rows = std::min(kChunk, n - first);
-    lanes::columns_to_rows(buffer + first, ld, rows, columns, 1.0, nullptr, out + first * columns,
-                           columns);
+    lanes::rows_to_columns(buffer + first, ld, columns, rows, out + first * columns, columns);
   });
 }
 

@@ -4,17 +4,51 @@
 #include <limits>
 
 #include "harness/core/parallel.h"
+#include "methods/engines/transpose_columns.h"
 
 namespace subquad {
 namespace {
 
 constexpr Index kQueries = 64;  // of a tile; with kColumns small enough for Eigen's stack buffers
 constexpr Index kColumns = 32;
+constexpr Index kFew = 4;       // columns that are not worth a tile
 constexpr Index kChunk = 1024;  // rows whose normalisers are found together
 
 constexpr Index kPlainSum = 64;  // values that are added without a carry
 
 Index tile_values(Index d_k) { return kQueries * d_k + kQueries * kColumns; }
+
+// to[r] = key . queries[r, :] for 4 rows at a time; key is in T, sums are too.
+template <class T>
+void row_products(const float* queries, Index rows, Index d, const T* key, T* to) {
+  using lanes::Eight, lanes::kSquare;
+  using Vec = typename Eight<T>::Vec;
+  const auto block = [&](Index r, auto count) {
+    constexpr int kRows = decltype(count)::value;
+    Vec sum[kRows] = {};
+    Index c = 0;
+    for (; c + kSquare <= d; c += kSquare) {
+      Vec y;
+      std::memcpy(&y, key + c, sizeof y);
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) {
+        Eight<float>::Vec x;
+        std::memcpy(&x, queries + (r + i) * d + c, sizeof x);
+        sum[i] += __builtin_convertvector(x, Vec) * y;
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      T total = ((sum[i][0] + sum[i][4]) + (sum[i][1] + sum[i][5])) +
+                ((sum[i][2] + sum[i][6]) + (sum[i][3] + sum[i][7]));
+      for (Index e = c; e < d; ++e) total += static_cast<T>(queries[(r + i) * d + e]) * key[e];
+      to[r + i] = total;
+    }
+  };
+  Index r = 0;
+  for (; r + 4 <= rows; r += 4) block(r, std::integral_constant<int, 4>());
+  for (; r < rows; ++r) block(r, std::integral_constant<int, 1>());
+}
 
 // A running sum that keeps what every addition rounds away (Knuth's two-sum): its error is that of
 // rounding the result once, up to terms in epsilon^2.
@@ -68,6 +102,18 @@ void ConvProfiles<T>::logits(const float* q, const float* k, double scale, ConvK
   using Map = Eigen::Map<MatrixT<T>>;
   parallel_for((n + kQueries - 1) / kQueries, [&](Index item, int thread) {
     const Index first = item * kQueries, rows = std::min(kQueries, n - first);
+    if (count <= kFew) {
+      for (Index side = 0; side < sides; ++side)
+        for (Index i = 0; i < count; ++i) {
+          const Index j = column(*w, i, side == 1);
+          const Index begin = side == 0 ? std::max(first, j) : first;
+          const Index end = side == 0 ? first + rows : std::min(first + rows, j);
+          if (begin < end)
+            row_products(q + begin * d_k_, end - begin, d_k_,
+                         keys_.data() + (side * count + i) * d_k_, w->profile(i) + (begin - j));
+        }
+      return;
+    }
     T* data = tiles_.data() + thread * tile_values(d_k_);
     Map queries(data, rows, d_k_);
     queries = ConstMatrixMap(q + first * d_k_, rows, d_k_).template cast<T>();
