@@ -18,6 +18,7 @@ void add_apply(CLI::App& app, int* status);
 void add_sample(CLI::App& app, int* status);
 void add_plot(CLI::App& app, int* status);
 void add_table(CLI::App& app, int* status);
+void add_report(CLI::App& app, int* status);
 void add_reproduce(CLI::App& app, int* status);
 void add_new(CLI::App& app, int* status);
 void add_doctor(CLI::App& app, int* status);

@@ -12,8 +12,8 @@ FIGURES = [accuracy, curves, time, decode, speedup, memory, error, matrix_error,
            pareto, peak]
 
 
-def draw_one(kind, view, context, results, directory, formats):
-    """Files that were written."""
+def panel_of(kind, view, context, results):
+    """The finished figure of one kind and view."""
     count = kind.panels(view) if hasattr(kind, "panels") else 1
     panel, axes = layout.new_figure(1, count, style.PAGE_WIDTH if count > 1 else style.COLUMN_WIDTH)
     if hasattr(kind, "panels"):
@@ -25,16 +25,27 @@ def draw_one(kind, view, context, results, directory, formats):
     layout.arrange(panel, axes, count, entries=figure.legend_entries(context, drawn),
                    legend_title=drawn.legend_title,
                    footer=figure.small_print(view, results, drawn.notes))
+    return panel
+
+
+def draw_one(kind, view, context, results, directory, formats):
+    """Files that were written."""
+    panel = panel_of(kind, view, context, results)
     return layout.save(panel, directory, f"{kind.NAME}-{view.slug}", formats)
 
 
-def draw_overview(view, context, results, directory, formats):
+def overview_panel(view, context, results):
     panel, axes = layout.new_figure(2, 2, style.PAGE_WIDTH)
     drawn = overview.draw(axes, view, context)
     panel.suptitle("")
     drawn.notes.insert(0, view.title)
     layout.arrange(panel, axes, 2, figure.legend_entries(context, drawn),
                    footer=figure.small_print(view, results, drawn.notes), panel_height=1.55)
+    return panel
+
+
+def draw_overview(view, context, results, directory, formats):
+    panel = overview_panel(view, context, results)
     return layout.save(panel, directory, overview.NAME, formats)
 
 

@@ -73,14 +73,14 @@ def read_rows(path):
 
 
 def with_types(rows):
-    rows = rows.copy()
+    columns = {name: rows[name] for name in rows.columns}
     for name in TEXT:
-        rows[name] = rows[name].fillna("") if name in rows else ""
+        columns[name] = rows[name].fillna("") if name in rows else ""
     for name in NUMERIC:
         values = pd.to_numeric(rows[name], errors="coerce") if name in rows else np.nan
-        rows[name] = values
-        rows[name] = rows[name].astype(float).replace([np.inf, -np.inf], np.nan)
-    return rows
+        values = pd.Series(values, index=rows.index, dtype=float)
+        columns[name] = values.replace([np.inf, -np.inf], np.nan)
+    return pd.DataFrame(columns, index=rows.index)
 
 
 def parse_params(text):

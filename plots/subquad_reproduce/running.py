@@ -13,6 +13,15 @@ from .catalog import ROOT
 RECORD = "reproduce.json"  # what was run, beside the results
 
 
+# Nothing is claimed about times there: one thread, so that a busy machine does not wait at barriers.
+SMOKE = ["threads=1", "measure.warmup_s=0"]
+
+
+def settings_of(name, scale):
+    """What a scale sets; the file's own come last, so that they count."""
+    return (SMOKE if name == "smoke" else []) + scale.settings
+
+
 def scale_of(expectation, name):
     """(name, Scale) that is run: without one of its own the paper's scale is that of a laptop."""
     if name not in expectation.scales:
@@ -20,13 +29,13 @@ def scale_of(expectation, name):
     return name, expectation.scales[name]
 
 
-def command(subquad, expectation, scale, directory, rounds=0):
+def command(subquad, expectation, scale_name, scale, directory, rounds=0):
     """argv that makes the results of one entry."""
     first = ([str(expectation.script)] if expectation.script
              else [subquad, "run", str(expectation.config)])
     rest = ["--out", str(Path(directory).absolute() if expectation.script else directory),
             "--no-plots"]
-    for option, values in (("--set", scale.settings), ("--filter", scale.filters)):
+    for option, values in (("--set", settings_of(scale_name, scale)), ("--filter", scale.filters)):
         for value in values:
             rest += [option, value]
     if rounds:  # last, so that it counts; what was run with fewer is kept
@@ -56,7 +65,7 @@ def call(argv, subquad, cwd=None):
 def run(subquad, expectation, scale_name, directory, rounds=0):
     """Exit status of the run; its record lies beside the results."""
     name, scale = scale_of(expectation, scale_name)
-    argv = command(subquad, expectation, scale, directory, rounds)
+    argv = command(subquad, expectation, name, scale, directory, rounds)
     # A script names its config and its other files from the project's folder.
     status = call(argv, subquad, ROOT if expectation.script else None)
     if Path(directory).is_dir():
