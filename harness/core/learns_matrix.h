@@ -16,6 +16,8 @@ class LearnsMatrix {
   // Env::gradients.
   virtual double matrix_loss(const Inputs& in, ConstTensorView teacher_q, ConstTensorView teacher_k,
                              double weight, const Gradients& grads) = 0;
+  // The estimate for head (b, h) -> [n, n], rows that sum to one.
+  virtual void estimated_matrix(const Inputs& in, Index b, Index h, Eigen::Ref<Matrix> to) = 0;
 };
 
 }  // namespace subquad

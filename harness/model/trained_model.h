@@ -38,6 +38,7 @@ class TrainedModel {
   const Transformer<float>& network() const { return *model_; }
   const float* weights() const { return weights_.data(); }
   const MethodAttention& attention() const { return *methods_; }
+  Method& method(Index layer) const { return methods_->method(layer); }
 
  private:
   std::string path_;

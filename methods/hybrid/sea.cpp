@@ -127,6 +127,10 @@ class Sea final : public Method, public LearnsMatrix {
     return matrix_loss_->run(in, teacher_q, teacher_k, weight, grads);
   }
 
+  void estimated_matrix(const Inputs& in, Index b, Index h, Eigen::Ref<Matrix> to) override {
+    attention_.estimated_matrix(in, b, h, to);
+  }
+
   bool attention_rows(const Inputs& in, Index b, Index h, std::span<const Index> rows,
                       Eigen::Ref<Matrix> weights) override {
     weights.setZero();
