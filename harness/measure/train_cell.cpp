@@ -31,7 +31,7 @@ TrainSetup train_setup(const Cell& cell, const Task& task) {
   setup.train = resolve("train", specs_of(train_fields()), cell.train);
   setup.options = subquad::bind(train_fields(), setup.train);
   for (std::string* path : {&setup.options.init, &setup.options.teacher, &setup.options.save})
-    *path = fill_path(*path, cell.method, cell.label, cell.seed);
+    *path = fill_path(*path, cell.method, cell.label, cell.seed, cell.problem.n);
   for (Index i = 0; i < setup.options.layers; ++i)
     setup.methods.push_back({cell.method, cell.method_settings});
   setup.task = &task;

@@ -216,7 +216,7 @@ TEST_CASE("what cannot teach is refused", "[model][distill]") {
   s = setup_of("sea", kSea, {{"fit_steps", Index{5}}});
   CHECK_THROWS_WITH(train(s.setup, {}, {}), Catch::Contains("needs a teacher"));
   s = setup_of("dense", {}, {{"teacher", teacher}, {"fit_steps", Index{5}}});
-  CHECK_THROWS_AS(train(s.setup, {}, {}), Unsupported);
+  CHECK(train(s.setup, {}, {}).fit.steps == 0);  // dense attention has nothing to fit
   s = setup_of("sea", kSea, {{"teacher", folder.file("none")}});
   CHECK_THROWS_WITH(train(s.setup, {}, {}), Catch::Contains("no such file"));
 }
