@@ -3,6 +3,8 @@
 #include <memory>
 
 #include "harness/cli/cli.h"
+#include "harness/cli/options.h"
+#include "harness/cli/plot_attention.h"
 #include "harness/cli/python_script.h"
 #include "harness/sweep/crossover_table.h"
 
@@ -33,10 +35,30 @@ int plot_results(const std::string& dir, const PlotOptions& options) {
 }
 
 void add_plot(CLI::App& app, int* status) {
-  auto* command = app.add_subcommand("plot", "Draw the figures of a run directory");
+  auto* command = app.add_subcommand(
+      "plot", "Draw the figures of a run directory, or the attention of a trained model");
   auto dir = std::make_shared<std::string>();
   auto options = std::make_shared<PlotOptions>();
-  command->add_option("results", *dir, "Directory that `subquad run` has written")->required();
+  auto attention = std::make_shared<AttentionPlotOptions>();
+  CLI::Option* results =
+      command->add_option("results", *dir, "Directory that `subquad run` has written")->required();
+  CLI::Option* checkpoint = command->add_flag(
+      "--attention", attention->wanted,
+      "Attention matrices instead: RESULTS is a checkpoint of training; dense attention, what its "
+      "method estimates, and what it weighs with, as files and side by side");
+  results->description("Directory that `subquad run` has written; a checkpoint with --attention");
+  command->add_option("--layer", attention->layer, "With --attention: number of the layer")
+      ->needs(checkpoint)
+      ->check(CLI::Range(Index{0}, Index{1} << 20));
+  command->add_option("--head", attention->head, "With --attention: number of the head")
+      ->needs(checkpoint)
+      ->check(CLI::Range(Index{0}, Index{1} << 20));
+  command->add_option("--example", attention->example, "With --attention: of the test split")
+      ->needs(checkpoint)
+      ->check(CLI::Range(Index{0}, Index{1} << 40));
+  command->add_flag("--csv", attention->csv, "With --attention: the matrices as text too")
+      ->needs(checkpoint);
+  add_plugin_option(command, &attention->plugins);
   command->add_option("-o,--out", options->out, "Where the figures go (default: RESULTS/figures)");
   command->add_option("--format", options->formats, "png, svg or pdf (default: png and svg)")
       ->delimiter(',')
@@ -52,7 +74,15 @@ void add_plot(CLI::App& app, int* status) {
                     "Also rows whose numbers are in doubt");
   command->add_flag("--allow-mixed", options->allow_mixed,
                     "Also rows of several CPU models or builds in one figure");
-  command->callback([dir, options, status] { *status = plot_results(*dir, *options); });
+  command->callback([dir, options, attention, status] {
+    if (!attention->wanted) {
+      *status = plot_results(*dir, *options);
+      return;
+    }
+    attention->out = options->out;
+    attention->formats = options->formats;
+    *status = plot_attention(*dir, *attention);
+  });
 }
 
 }  // namespace subquad

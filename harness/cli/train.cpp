@@ -121,7 +121,7 @@ void run(const Options& options) {
     fmt::print(stderr, "floor, {}: {} {:.4f}\n", floor.name, floor.metric, floor.value);
   fmt::print(stderr, "test: loss {:.4f}, accuracy {:.4f} after {} steps ({})\nwrote {}/\n",
              report.test.loss, report.test.accuracy, report.steps, report.stopped, directory);
-  const nlohmann::json result = train_columns(report, floors);
+  const nlohmann::json result = train_columns(report, setup.options, floors);
   fmt::print("{}\n", result.dump());
 }
 

@@ -25,10 +25,11 @@ std::pair<std::string, std::string> split_source(const std::string& source) {
 }  // namespace
 
 std::string fill_path(std::string pattern, const std::string& method, const std::string& label,
-                      Seed seed) {
+                      Seed seed, Index n) {
   for (const auto& [name, value] : {std::pair<std::string, std::string>{"{method}", method},
                                     {"{label}", label},
-                                    {"{seed}", std::to_string(seed)}})
+                                    {"{seed}", std::to_string(seed)},
+                                    {"{n}", std::to_string(n)}})
     for (std::size_t at = 0; (at = pattern.find(name, at)) != std::string::npos; at += value.size())
       pattern.replace(at, name.size(), value);
   return pattern;

@@ -9,10 +9,10 @@
 
 namespace subquad {
 
-// What "{method}", "{label}" and "{seed}" stand for in the path of such a file, so that one config
-// can keep or read a file for each of its cells.
+// What "{method}", "{label}", "{seed}" and "{n}" stand for in the path of such a file, so that one
+// config can keep or read a file for each of its cells.
 std::string fill_path(std::string pattern, const std::string& method, const std::string& label,
-                      Seed seed);
+                      Seed seed, Index n);
 
 // All parameters() by name, with method and settings as metadata. StorageError when the file cannot
 // be written entirely.

@@ -131,7 +131,7 @@ class LifeCycle {
   }
 
   std::string filled(const std::string& path) const {
-    return fill_path(path, cell_.method, cell_.label, cell_.seed);
+    return fill_path(path, cell_.method, cell_.label, cell_.seed, cell_.problem.n);
   }
 
   // The parameters of a file, if one was named.

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "harness/core/method_weights.h"
 #include "harness/core/parallel.h"
 #include "harness/core/registry.h"
 #include "harness/measure/alloc_counter.h"
@@ -29,6 +30,8 @@ TrainSetup train_setup(const Cell& cell, const Task& task) {
   TrainSetup setup;
   setup.train = resolve("train", specs_of(train_fields()), cell.train);
   setup.options = subquad::bind(train_fields(), setup.train);
+  for (std::string* path : {&setup.options.init, &setup.options.teacher, &setup.options.save})
+    *path = fill_path(*path, cell.method, cell.label, cell.seed, cell.problem.n);
   for (Index i = 0; i < setup.options.layers; ++i)
     setup.methods.push_back({cell.method, cell.method_settings});
   setup.task = &task;
@@ -40,7 +43,21 @@ TrainSetup train_setup(const Cell& cell, const Task& task) {
   return setup;
 }
 
+// "TEACHER;fit;train": all that the weights went through, or "initial". A checkpoint that has no
+// weights for the methods is marked: what nothing follows is not trained.
+std::string origin(const TrainReport& report, const TrainOptions& options) {
+  std::string text = options.init.empty() ? options.teacher : options.init;
+  const auto then = [&](const char* what) {
+    text += text.empty() ? what : fmt::format(";{}", what);
+  };
+  if (report.methods_initial) text += " without methods";
+  if (report.fit.steps > 0) then("fit");
+  if (report.steps > 0) then("train");
+  return text.empty() ? "initial" : text;
+}
+
 std::map<std::string, std::string> train_columns(const TrainReport& report,
+                                                 const TrainOptions& options,
                                                  const std::vector<Floor>& floors) {
   std::map<std::string, std::string> columns;
   const auto put = [&](const std::string& column, double value) {
@@ -72,7 +89,13 @@ std::map<std::string, std::string> train_columns(const TrainReport& report,
     list += fmt::format("{}{} ({})={}", list.empty() ? "" : ";", floor.name, floor.metric,
                         text(floor.value));
   columns["floors"] = list;
-  columns["learned_from"] = "train";
+  columns["learned_from"] = origin(report, options);
+  if (report.fit.steps > 0) {
+    count("fit_steps", report.fit.steps);
+    put("fit_s", report.fit_s);
+    put("fit_first_loss", report.fit.first_loss);
+    put("fit_last_loss", report.fit.last_loss);
+  }
   columns["build"] = build_description();
   return columns;
 }
@@ -95,7 +118,7 @@ void train_cell(const Cell& cell, const std::string& directory, JobResult* resul
   const std::int64_t before = live_bytes();
   reset_peak();
   const TrainReport report = train(setup, {directory, true}, {});
-  result->columns = train_columns(report, task->floors(cell.problem.n, cell.seed));
+  result->columns = train_columns(report, setup.options, task->floors(cell.problem.n, cell.seed));
   if (hooks_active()) result->columns["peak_bytes"] = fmt::format("{}", peak_bytes() - before);
   result->columns["vm_hwm_bytes"] = fmt::format("{}", vm_hwm_bytes());
   result->curve = curve_lines(report);

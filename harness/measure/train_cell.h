@@ -15,6 +15,7 @@ TrainSetup train_setup(const Cell& cell, const Task& task);
 
 // The columns of a report: accuracy, loss, bits, ...
 std::map<std::string, std::string> train_columns(const TrainReport& report,
+                                                 const TrainOptions& options,
                                                  const std::vector<Floor>& floors);
 
 // Lines of curves.csv from `step` on.

@@ -45,6 +45,9 @@ Json to_json(const TrainLoop& loop) {
           {"best_accuracy", number(loop.report.best_accuracy)},
           {"train_s", loop.report.train_s},
           {"stopped", loop.report.stopped},
+          {"fit",
+           {loop.report.fit.steps, number(loop.report.fit.first_loss),
+            number(loop.report.fit.last_loss), loop.report.fit_s, loop.report.methods_initial}},
           {"curve", curve}};
 }
 
@@ -61,6 +64,12 @@ TrainLoop loop_from(const Json& j) {
   loop.report.best_accuracy = number(j.at("best_accuracy"));
   loop.report.train_s = j.at("train_s");
   loop.report.stopped = j.at("stopped");
+  if (j.contains("fit")) {
+    const Json& fit = j.at("fit");
+    loop.report.fit = {fit.at(0), number(fit.at(1)), number(fit.at(2))};
+    loop.report.fit_s = fit.at(3);
+    loop.report.methods_initial = fit.at(4);
+  }
   for (const Json& p : j.at("curve"))
     loop.report.curve.push_back(
         {p.at(0), number(p.at(1)), scores_from(p.at(2)), number(p.at(3)), p.at(4)});
@@ -75,20 +84,38 @@ void copy_tensor(const TensorFile& file, const std::string& path, const std::str
 
 }  // namespace
 
-void write_checkpoint(const std::string& path, const TrainSetup& setup, TrainState& state,
-                      const TrainLoop& loop) {
+namespace {
+
+void write_model(const std::string& path, const TrainSetup& setup, TrainState& state,
+                 const TrainLoop& loop, bool moments) {
   std::vector<FileTensor> tensors;
   const auto add = [&](const std::string& prefix, const float* from) {
     for (const ParameterEntry& entry : state.layout().entries())
       tensors.push_back({prefix + entry.name, shape_of(entry), "F32", from + entry.offset});
   };
   add("", state.weights());
-  add("adam.mean.", state.optimizer().mean().data());
-  add("adam.square.", state.optimizer().square().data());
+  if (moments) {
+    add("adam.mean.", state.optimizer().mean().data());
+    add("adam.square.", state.optimizer().square().data());
+  }
   std::map<std::string, std::string> metadata{{"run", setup.identity},
                                               {"loop", to_json(loop).dump()}};
   if (!setup.task_name.empty()) metadata["model"] = describe_model(setup);
   write_safetensors(path, tensors, metadata);
+}
+
+}  // namespace
+
+void write_checkpoint(const std::string& path, const TrainSetup& setup, TrainState& state,
+                      const TrainLoop& loop) {
+  write_model(path, setup, state, loop, true);
+}
+
+void save_model(const std::string& path, const TrainSetup& setup, TrainState& state,
+                const TrainLoop& loop) {
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  if (!folder.empty()) std::filesystem::create_directories(folder);
+  write_model(path, setup, state, loop, false);
 }
 
 bool read_checkpoint(const std::string& path, const TrainSetup& setup, TrainState* state,

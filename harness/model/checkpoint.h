@@ -23,6 +23,9 @@ struct TrainLoop {
 // the loop and what the model is (describe_model). StorageError when it cannot be written entirely.
 void write_checkpoint(const std::string& path, const TrainSetup& setup, TrainState& state,
                       const TrainLoop& loop);
+// The same without moments, from which no run goes on; makes the folder.
+void save_model(const std::string& path, const TrainSetup& setup, TrainState& state,
+                const TrainLoop& loop);
 // False when there is none. UserError when it belongs to another run or is damaged.
 bool read_checkpoint(const std::string& path, const TrainSetup& setup, TrainState* state,
                      TrainLoop* loop);

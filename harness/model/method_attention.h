@@ -29,6 +29,8 @@ class MethodAttention final : public LayerAttention<float> {
   void initial_values(float* weights);     // the methods' own
   void load(const float* weights);         // into the methods; their gradients become zero
   void add_gradients(float* grads) const;  // from the methods
+  Index layers() const { return static_cast<Index>(layers_.size()); }
+  Method& method(Index layer) { return *layers_[static_cast<std::size_t>(layer)].method; }
   void begin(bool training, std::uint64_t step) {
     training_ = training;
     step_ = step;

@@ -80,9 +80,11 @@ double Optimizer::step(Index step, float* weights, float* grads) {
   const auto eps = static_cast<float>(kEpsilon);
 
   for (const ParameterEntry& entry : layout_.entries()) {
+    if (entry.rate == 0) continue;
     const double decay = entry.decay ? options_.weight_decay : 0;
-    const auto shrink = static_cast<float>(adam ? 1 : 1 - rate * decay);
-    const auto added = static_cast<float>(adam ? decay : 0);
+    const auto shrink = static_cast<float>(adam ? 1 : 1 - entry.rate * rate * decay);
+    const auto added = static_cast<float>(adam ? decay : 0),
+               own = static_cast<float>(entry.rate) * s;
     const Index count = entry.dims.count(), blocks = (count + kBlock - 1) / kBlock;
     parallel_for(blocks, [&](Index block, int) {
       const Index first = entry.offset + block * kBlock,
@@ -93,7 +95,7 @@ double Optimizer::step(Index step, float* weights, float* grads) {
         m[i] = m1 * m[i] + (1 - m1) * g;
         v[i] = m2 * v[i] + (1 - m2) * g * g;
         const float move = adaptive ? m[i] / (std::sqrt(v[i]) * r + eps) : m[i];
-        w[i] = w[i] * shrink - s * move;
+        w[i] = w[i] * shrink - own * move;
       }
     });
   }

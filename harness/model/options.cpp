@@ -20,6 +20,11 @@ const std::vector<Field<TrainOptions>>& train_fields() {
       param("dropout", &O::dropout, {0, 0.99}, "of the embedding and of every residual branch"),
       param("init_std", &O::init_std, {0, 10}, "standard deviation of the initial weights"),
       param("qk_std", &O::qk_std, {0, 10}, "that of queries and keys; 0 = init_std"),
+      choice("merge", &O::merge, {"concat", "sum"},
+             "embeddings of several tokens in one position: side by side, or added"),
+      param("init", &O::init,
+            "checkpoint whose weights are the initial ones; empty: the teacher's, or random ones. "
+            "{method}, {label}, {seed} stand for those of the cell here and below"),
       choice("optimizer", &O::optimizer, {"adamw", "adam", "radam"},
              "weight decay is decoupled "
              "for adamw and radam"),
@@ -47,7 +52,25 @@ const std::vector<Field<TrainOptions>>& train_fields() {
             "steps between checkpoints; 0 = at validations"),
       param("shards", &O::shards, {0, 1024},
             "parts of a batch whose gradients are added in order; also the most threads used; 0 = "
-            "4 to 8")};
+            "4 to 8"),
+      param("save", &O::save, "file (.safetensors) for the weights at the end; empty = not kept"),
+      param("teacher", &O::teacher,
+            "checkpoint of a trained model of the same sizes, from which this one learns"),
+      param("fit_steps", &O::fit_steps, {0, 1 << 30},
+            "first every layer's method alone is fitted to the teacher's attention, one example a "
+            "step"),
+      param("fit_rate", &O::fit_rate, {0, 10}, "highest learning rate of these steps"),
+      param("host_rate", &O::host_rate, {0, 100},
+            "learning rate of all but the methods' parameters, relative to learning_rate"),
+      param("task_weight", &O::task_weight, {0, 1e6}, "weight of the labels' cross-entropy"),
+      param("logits_weight", &O::logits_weight, {0, 1e6},
+            "weight of KL(teacher || student) over the classes"),
+      param("hidden_weight", &O::hidden_weight, {0, 1e6},
+            "weight of the squared distance of what attention layers read"),
+      param("context_weight", &O::context_weight, {0, 1e6},
+            "weight of the squared distance of what attention layers give"),
+      param("matrix_weight", &O::matrix_weight, {0, 1e6},
+            "weight of the distance of attention matrices, for methods that learn one")};
   return fields;
 }
 

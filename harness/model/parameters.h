@@ -18,6 +18,7 @@ struct ParameterEntry {
   double init_std = 0, init_mean = 0;
   Index first_rows = 0;  // rows of dims[0] that begin with first_std instead
   double first_std = 0;
+  double rate = 1;  // factor of the learning rate
 };
 
 class ParameterLayout {
@@ -27,7 +28,7 @@ class ParameterLayout {
                   double init_mean = 0) {
     for (const ParameterEntry& entry : entries_)
       SUBQUAD_CHECK(entry.name != name, "parameter {} twice", name);
-    entries_.push_back({std::move(name), dims, size_, decay, init_std, init_mean, 0, 0});
+    entries_.push_back({std::move(name), dims, size_, decay, init_std, init_mean, 0, 0, 1});
     size_ += (dims.count() + 15) / 16 * 16;  // every tensor starts a cache line; gaps stay zero
     return entries_.size() - 1;
   }
@@ -37,6 +38,7 @@ class ParameterLayout {
     entries_[number].first_std = std;
   }
   const std::vector<ParameterEntry>& entries() const { return entries_; }
+  void set_rate(std::size_t number, double rate) { entries_[number].rate = rate; }
   const ParameterEntry& operator[](std::size_t i) const { return entries_[i]; }
   Index size() const { return size_; }  // of the array
   Index count() const {                 // of learned numbers

@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "harness/core/parallel.h"
+#include "harness/model/distill.h"
 #include "harness/model/trainer.h"
 
 namespace subquad {
@@ -56,6 +57,7 @@ ModelSizes model_sizes(const TrainSetup& setup) {
 struct TrainState::Lane {
   explicit Lane(MethodAttention a) : attention(std::move(a)) {}
   MethodAttention attention;
+  std::unique_ptr<TeacherLane> teacher;
   autodiff::Tape<float> tape;
   ModelWork work;
 };
@@ -77,7 +79,14 @@ TrainState::TrainState(const TrainSetup& setup) : setup_(setup) {
   key_padding_ = !setup.task->tokens(Split::train, 0, 1, p.n, setup.seed).lengths.empty();
   parts_.resize(static_cast<std::size_t>(shards_));
   lanes_.resize(static_cast<std::size_t>(thread_count()));
+  if (!setup.options.teacher.empty()) {
+    teacher_ = std::make_unique<TrainedModel>(setup.options.teacher);
+    require_same_sizes(*teacher_, sizes, true);
+  }
   Lane& first = lane(0);
+  for (std::size_t i = 0; i < model_->layout().entries().size(); ++i)
+    if (model_->layout()[i].name.find(".method.") == std::string::npos)
+      model_->layout().set_rate(i, setup.options.host_rate);
   weights_ = AlignedArray<float>(model_->layout().size());
   grads_ = AlignedArray<float>(model_->layout().size() * shards_);
   initialise(model_->layout(), setup.seed, weights_.data());
@@ -96,6 +105,8 @@ TrainState::Lane& TrainState::lane(int thread) {
   const std::lock_guard lock(preparing);
   slot = std::make_unique<Lane>(MethodAttention(
       setup_.methods, shard_problem_, model_->sizes().d_model, setup_.seed, key_padding_));
+  if (teacher_)
+    slot->teacher = std::make_unique<TeacherLane>(*teacher_, shard_problem_, key_padding_);
   if (thread == 0) {
     slot->attention.add_parameters(&model_->layout());
   } else {
@@ -129,8 +140,17 @@ double TrainState::run(Index step, const TokenBatch& batch, bool gradients, bool
         training,
         derive(setup_.seed, "step",
                {static_cast<std::uint64_t>(step), static_cast<std::uint64_t>(s)})};
-    const ModelOutput<float> out =
-        model_->forward(l.tape, weights_.data(), grads, input, denominator, l.attention, &l.work);
+    ModelOutput<float> out;
+    if (teacher_ && gradients) {
+      l.teacher->run(input);
+      DistilledAttention attention(l.attention, *l.teacher, setup_.options,
+                                   1 / static_cast<double>(shards_));
+      out = model_->forward(l.tape, weights_.data(), grads, input, denominator, attention, &l.work);
+      out.loss = attention.loss(out, denominator);
+    } else {
+      out =
+          model_->forward(l.tape, weights_.data(), grads, input, denominator, l.attention, &l.work);
+    }
     Scores& part_scores = parts_[static_cast<std::size_t>(s)];
     part_scores = {static_cast<double>(*out.loss.data()), 0, 0};
     if (scores != nullptr) {
@@ -194,7 +214,7 @@ Scores TrainState::evaluate(const TokenBatch& batch) {
 double TrainState::activation_bytes() const {
   double bytes = 0;
   for (const auto& lane : lanes_)
-    if (lane) bytes += lane->tape.bytes();
+    if (lane) bytes += lane->tape.bytes() + (lane->teacher ? lane->teacher->bytes() : 0);
   return bytes;
 }
 

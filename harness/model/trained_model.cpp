@@ -39,8 +39,9 @@ TrainSetup setup_from(const Json& j) {
 // Passes on to the methods, and keeps a copy of what they get.
 class Recording final : public LayerAttention<float> {
  public:
-  Recording(MethodAttention& methods, const Problem& problem, std::vector<QKV>* layers)
-      : methods_(methods), problem_(problem), layers_(*layers) {}
+  Recording(MethodAttention& methods, const Problem& problem, std::vector<QKV>* layers,
+            std::vector<Tensor>* outputs)
+      : methods_(methods), problem_(problem), layers_(*layers), outputs_(outputs) {}
 
   autodiff::Var<float> attend(Index layer, autodiff::Var<float> q, autodiff::Var<float> k,
                               autodiff::Var<float> v, autodiff::Var<float> x,
@@ -52,13 +53,19 @@ class Recording final : public LayerAttention<float> {
     seen.x = Tensor(problem_.batch, 1, problem_.n, x.dims().back());
     std::copy_n(x.data(), seen.x.size(), seen.x.data());
     seen.key_mask.assign(key_mask.begin(), key_mask.end());
-    return methods_.attend(layer, q, k, v, x, key_mask);
+    const autodiff::Var<float> out = methods_.attend(layer, q, k, v, x, key_mask);
+    if (outputs_ != nullptr) {
+      outputs_->emplace_back(problem_.batch, problem_.heads, problem_.n, problem_.d_v);
+      std::copy_n(out.data(), out.size(), outputs_->back().data());
+    }
+    return out;
   }
 
  private:
   MethodAttention& methods_;
   const Problem& problem_;
   std::vector<QKV>& layers_;
+  std::vector<Tensor>* outputs_;
 };
 
 }  // namespace
@@ -140,11 +147,12 @@ TrainedModel::TrainedModel(const std::string& path) : path_(path) {
 
 Index TrainedModel::sequences() const { return attention_.batch; }
 
-std::vector<QKV> TrainedModel::capture(Split split, Index example) const {
+std::vector<QKV> TrainedModel::capture(Split split, Index example,
+                                       std::vector<Tensor>* outputs) const {
   const TokenBatch batch = task_->tokens(split, example, 1, setup_.problem.n, setup_.seed);
   std::vector<QKV> layers;
   layers.reserve(setup_.methods.size());
-  Recording recording(*methods_, attention_, &layers);
+  Recording recording(*methods_, attention_, &layers, outputs);
   autodiff::Tape<float> tape;
   tape.record_gradients(false);
   methods_->begin(false, 0);

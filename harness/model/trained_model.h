@@ -30,7 +30,15 @@ class TrainedModel {
   // What every layer gets for one example of a split: q and k with positions turned in, v, the
   // layer's input x [sequences, 1, n, d_model], and the key mask where there is padding. Example i
   // does not depend on what was asked for before, nor on the number of threads.
-  std::vector<QKV> capture(Split split, Index example) const;
+  // `outputs`: also what the layer's method gives, [sequences, heads, n, d_v].
+  std::vector<QKV> capture(Split split, Index example,
+                           std::vector<Tensor>* outputs = nullptr) const;
+
+  // For a forward of one's own.
+  const Transformer<float>& network() const { return *model_; }
+  const float* weights() const { return weights_.data(); }
+  const MethodAttention& attention() const { return *methods_; }
+  Method& method(Index layer) const { return methods_->method(layer); }
 
  private:
   std::string path_;

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "harness/model/checkpoint.h"
+#include "harness/model/distill.h"
 
 namespace subquad {
 namespace {
@@ -20,10 +21,12 @@ class Run {
       : setup_(setup), files_(files), progress_(progress), state_(setup) {}
 
   TrainReport run() {
+    bool resumed = false;
     if (!files_.directory.empty()) {
       std::filesystem::create_directories(files_.directory);
-      if (files_.resume) read_checkpoint(checkpoint_path(), setup_, &state_, &loop_);
+      if (files_.resume) resumed = read_checkpoint(checkpoint_path(), setup_, &state_, &loop_);
     }
+    if (!resumed) begin();
     const TrainOptions& o = setup_.options;
     TrainReport& report = loop_.report;
     started_ = now_s();
@@ -39,11 +42,25 @@ class Run {
             ? static_cast<double>(report.steps * setup_.problem.batch * setup_.problem.n) /
                   report.train_s
             : 0;
+    if (!o.save.empty()) save_model(o.save, setup_, state_, loop_);
     return report;
   }
 
  private:
   std::string checkpoint_path() const { return files_.directory + "/checkpoint.safetensors"; }
+
+  // The initial weights: of a checkpoint, and the methods' fitted to the teacher.
+  void begin() {
+    const TrainOptions& o = setup_.options;
+    const std::string& from = o.init.empty() ? o.teacher : o.init;
+    if (!from.empty()) loop_.report.methods_initial = !take_initial_weights(from, setup_, &state_);
+    if (o.fit_steps == 0) return;
+    if (state_.teacher() == nullptr) throw UserError("train: fit_steps needs a teacher, got none");
+    const double start = now_s();
+    loop_.report.fit = fit_to_teacher(*state_.teacher(), setup_, &state_);
+    loop_.report.fit_s = now_s() - start;
+    if (!files_.directory.empty()) write_checkpoint(checkpoint_path(), setup_, state_, loop_);
+  }
 
   TokenBatch batch(Split split, Index number) const {
     const Problem& p = setup_.problem;

@@ -37,6 +37,8 @@ struct Scores {
 };
 
 // The model and its optimizer: everything but the loop.
+class TrainedModel;
+
 class TrainState {
  public:
   explicit TrainState(const TrainSetup& setup);
@@ -55,6 +57,7 @@ class TrainState {
   Optimizer& optimizer() { return *optimizer_; }
   double last_norm() const { return norm_; }  // of the gradient, before clipping
   double activation_bytes() const;            // of all threads
+  const TrainedModel* teacher() const { return teacher_.get(); }  // or null
 
  private:
   struct Lane;
@@ -67,6 +70,7 @@ class TrainState {
   Problem shard_problem_;
   bool key_padding_ = false;
   std::unique_ptr<Transformer<float>> model_;
+  std::unique_ptr<TrainedModel> teacher_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::vector<Scores> parts_;            // of the shards; loss is a sum
   AlignedArray<float> weights_, grads_;  // grads: of the shards one after another; the sum is first
@@ -97,6 +101,9 @@ struct TrainReport {
   Scores validation, test;        // at the end
   double best_accuracy = 0;       // of the validations
   double train_s = 0;             // of the steps alone
+  FitReport fit;                  // of the methods to the teacher, before the first step
+  double fit_s = 0;
+  bool methods_initial = false;  // the checkpoint of the initial weights has none for the methods
   double tokens_per_s = 0;
   Index parameters = 0;
   std::vector<CurvePoint> curve;

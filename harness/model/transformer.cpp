@@ -72,7 +72,12 @@ Transformer<T>::Transformer(const TrainOptions& options, const ModelSizes& sizes
     throw UserError(fmt::format("train: positions rope needs an even d_k, got {}", sizes.d_k));
   const Index width = concat ? d / 2 : d;
   const bool cls = classifier && options.pool == "cls";
-  embed_ = layout_.add("embed.weight", {sizes.labels.vocabulary + (cls ? 1 : 0), width}, true, std);
+  const Index parts = options.merge == "sum" ? 1 : sizes.labels.tokens_per_position;
+  if (width % parts != 0)
+    throw UserError(fmt::format("{} tokens in a position share {} columns: not a multiple",
+                                sizes.labels.tokens_per_position, width));
+  embed_ = layout_.add("embed.weight", {sizes.labels.vocabulary + (cls ? 1 : 0), width / parts},
+                       true, std);
   if (options.positions == "learned") position_ = layout_.add("pos.weight", {n, d}, true, std);
   if (options.positions == "sinusoidal" || concat)
     sinusoid_ = sinusoid_table<T>(n, concat ? d - width : d);
@@ -115,7 +120,8 @@ Transformer<T>::Transformer(const TrainOptions& options, const ModelSizes& sizes
     head_hidden_ = add_linear("head.hidden", 2 * d, features,
                               std::max(std, 1 / std::sqrt(static_cast<double>(features))));
     head_ = add_linear("head", sizes.labels.classes, 2 * d, std);
-  } else if (!options.tied || concat || sizes.labels.classes != sizes.labels.vocabulary) {
+  } else if (!options.tied || concat || parts > 1 ||
+             sizes.labels.classes != sizes.labels.vocabulary) {
     head_ = add_linear("head", sizes.labels.classes, d, std);
   }
 }
@@ -200,23 +206,25 @@ struct Transformer<T>::Pass {
   }
 
   Index sequences() const { return input.batch * model.sizes_.labels.inputs; }
+  Index tokens_per_position() const { return model.sizes_.labels.tokens_per_position; }
   bool classifier() const { return model.sizes_.labels.kind == LabelKind::per_sequence; }
 
   // Tokens with a CLS in front where the classifier wants one, and the key mask.
   void prepare_tokens(Index n) {
-    const Index from = model.sizes_.n, extra = n - from;
-    work.tokens.resize(static_cast<std::size_t>(sequences() * n));
+    const Index from = model.sizes_.n, extra = n - from, each = tokens_per_position();
+    work.tokens.resize(static_cast<std::size_t>(sequences() * n * each));
     work.key_mask.clear();
     bool padded = false;
     for (const std::int32_t length : input.lengths) padded = padded || length < from;
     if (padded) work.key_mask.assign(static_cast<std::size_t>(sequences() * n), 1);
     for (Index s = 0; s < sequences(); ++s) {
       const auto start = static_cast<std::size_t>(s * n);
+      const auto to = work.tokens.begin() + s * n * each;
       if (extra == 1)
-        work.tokens[start] = static_cast<std::int32_t>(model.sizes_.labels.vocabulary);
+        std::fill_n(to, each, static_cast<std::int32_t>(model.sizes_.labels.vocabulary));
+      std::copy_n(input.tokens.begin() + s * from * each, from * each, to + extra * each);
       for (Index t = 0; t < from; ++t) {
         const auto at = start + static_cast<std::size_t>(t + extra);
-        work.tokens[at] = input.tokens[static_cast<std::size_t>(s * from + t)];
         if (padded && t >= input.lengths[static_cast<std::size_t>(s)]) work.key_mask[at] = 0;
       }
     }
@@ -225,17 +233,22 @@ struct Transformer<T>::Pass {
   Var<T> embedded(Index n) {
     const Index d = model.sizes_.d_model;
     const std::string& positions = model.options_.positions;
-    Var<T> x = autodiff::embedding(parameter(model.embed_),
-                                   std::span<const std::int32_t>(work.tokens), {sequences(), n});
+    const Index each = tokens_per_position();
+    const Var<T> table = parameter(model.embed_);
+    const std::span<const std::int32_t> ids(work.tokens);
+    Var<T> x = each == 1 ? autodiff::embedding(table, ids, {sequences(), n})
+                         : autodiff::embedding(table, ids, {sequences(), n, each});
+    if (each > 1 && model.options_.merge == "sum") x = autodiff::sum(x, 2);
+    if (each > 1) x = autodiff::reshape(x, {sequences(), n, x.size() / (sequences() * n)});
     if (positions == "learned") x = autodiff::add(x, parameter(model.position_));
     if (positions == "sinusoidal")
       x = autodiff::add(x, tape.constant(model.sinusoid_.data(), {n, d}));
     if (positions == "sinusoidal_concat") {
       const Index width = d - x.dims().back();
-      const Var<T> table = tape.room({sequences(), n, width});
+      const Var<T> waves = tape.room({sequences(), n, width});
       for (Index s = 0; s < sequences(); ++s)
-        std::copy_n(model.sinusoid_.data(), n * width, table.data() + s * n * width);
-      x = autodiff::concat<T>({x, table}, 2);
+        std::copy_n(model.sinusoid_.data(), n * width, waves.data() + s * n * width);
+      x = autodiff::concat<T>({x, waves}, 2);
     }
     x = drop(x);
     if (model.options_.conv > 0)

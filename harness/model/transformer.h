@@ -1,6 +1,8 @@
 // The small Transformer in which any method can stand as the attention layer.
 //
-//   x = embed[token] (+ positions);  x += conv(LN x)                     front
+//   x = embed[token] (+ positions);  x += conv(LN x)                     front; several tokens of
+//   one
+//                                    position: embeddings side by side, or their sum
 //   x += W_o attention(W_q u, W_k u, W_v u), u = LN1 x;  x += MLP(LN2 x) block, pre-norm
 //   x = LN1(x + ...); x = LN2(x + ...)                                   block, post-norm
 //   logits = LN_f(x) E^T at the labelled positions                       token model
@@ -39,7 +41,7 @@ struct ModelSizes {
 // A part of a batch.
 struct ModelInput {
   Index batch = 0;
-  std::span<const std::int32_t> tokens;   // [batch, inputs, n]
+  std::span<const std::int32_t> tokens;   // [batch, inputs, n, tokens_per_position]
   std::span<const std::int32_t> labels;   // [batch, n] or [batch]
   std::span<const std::int32_t> lengths;  // [batch, inputs] or empty
   bool training = false;

@@ -383,6 +383,18 @@ void SeaAttention::estimated_row(const Inputs& in, Index b, Index h, Index t, fl
   grow();
   kernel(in, kernel_, nullptr);
   estimator_.pack(*weights_);
+  show_estimate(in, b, h, t, row);
+}
+
+void SeaAttention::estimated_matrix(const Inputs& in, Index b, Index h, Eigen::Ref<Matrix> to) {
+  SUBQUAD_CHECK(has_estimator(), "only a learned mask has an estimated matrix");
+  grow();
+  kernel(in, kernel_, nullptr);
+  estimator_.pack(*weights_);
+  for (Index t = 0; t < problem_.n; ++t) show_estimate(in, b, h, t, to.row(t).data());
+}
+
+void SeaAttention::show_estimate(const Inputs& in, Index b, Index h, Index t, float* row) {
   const SeaWork w = work(0);
   const Index at = t / options_.skip;
   estimator_.rows(kernel_.view().head_data(b, 0), in.v.head_data(b, 0), at, at + 1, w.estimator,

@@ -73,6 +73,7 @@ class SeaAttention {
   double pool_weight(Index b, Index h, Index t, Index j) const;
   // The estimated attention matrix: softmax over visible keys of the stretched scores.
   void estimated_row(const Inputs& in, Index b, Index h, Index t, float* row);
+  void estimated_matrix(const Inputs& in, Index b, Index h, Eigen::Ref<Matrix> to);  // [n, n]
 
   static SeaShape shape_of(const Problem& p, const SeaOptions& o);
   static double bytes(const Problem& p, const SeaOptions& o, bool gradients);
@@ -115,6 +116,7 @@ class SeaAttention {
   void attend_block(const Inputs& in, Index b, Index block, int thread, TensorView out,
                     SeaSaved* saved, const Show* show);
   void pool_values(const Inputs& in, const float* raw);
+  void show_estimate(const Inputs& in, Index b, Index h, Index t, float* row);
   void finish_pool(const Inputs& in, TensorView out, SeaSaved* saved);
   void run(const Inputs& in, TensorView out, SeaSaved* saved, const Show* show);
   void sparse_backward(const Inputs& in, ConstTensorView dout, const SeaSaved& saved,

@@ -73,7 +73,12 @@ class Fit {
   }
 
   // L_approx: gradients of everything in front of the scores.
-  double approximate(const Inputs& in) {
+  double approximate(const Inputs& in) { return approximate(in, in.q, in.k, 1, nullptr); }
+
+  // The same against a teacher's q and k, times `weight`; with `grads` also those of this call's q,
+  // k and v, overwritten.
+  double approximate(const Inputs& in, ConstTensorView teacher_q, ConstTensorView teacher_k,
+                     double weight, const Gradients* grads) {
     attention_.kernel(in, saved_->kernel, saved_->inverse_norm.data());
     const SeaShape& s = attention_.shape();
     const Index rows = s.rows(), d = p_.d_v;
@@ -84,15 +89,17 @@ class Fit {
       }
     tape_.clear();
     const auto kernel = tape_.leaf(picked_kernel_.data(), {p_.batch, p_.heads, rows, 2 * d});
-    const auto v = tape_.constant(picked_v_.data(), {p_.batch, p_.heads, rows, d});
+    const autodiff::Dims v_dims{p_.batch, p_.heads, rows, d};
+    const auto v = grads != nullptr ? tape_.leaf(picked_v_.data(), v_dims)
+                                    : tape_.constant(picked_v_.data(), v_dims);
     const auto graph = record_sea<float>(s, weights_, kernel, v, true, [&](Parameter& p) {
       autodiff::Dims dims;
       for (const Index size : p.shape) dims.push_back(size);
       return tape_.parameter(p.value.data(), p.grad.data(), dims);
     });
-    const double loss = score_gradients(in, graph.scores.data());
+    const double loss = score_gradients(teacher_q, teacher_k, weight, graph.scores.data());
     tape_.backward(graph.scores, dscores_.data());
-    if (s.positions > 0) {
+    if (s.positions > 0 || grads != nullptr) {
       dkernel_.fill(0);
       if (const float* const grad = tape_.grad(kernel))
         for (Index bh = 0; bh < p_.batch * p_.heads; ++bh)
@@ -102,6 +109,58 @@ class Fit {
       attention_.kernel_backward(in, saved_->kernel, dkernel_, saved_->inverse_norm.data(), dq_,
                                  dk_, dvalues_);
     }
+    if (grads == nullptr) return loss;
+    std::copy_n(dq_.data(), dq_.size(), grads->dq.data());
+    std::copy_n(dk_.data(), dk_.size(), grads->dk.data());
+    const float* const dv = tape_.grad(v);
+    for (Index bh = 0; bh < p_.batch * p_.heads; ++bh) {
+      for (Index t = 0; t < p_.n; ++t)  // the second half of the values of kernel attention is v
+        std::copy_n(dvalues_.view().head(bh).row(t).data() + d, d,
+                    grads->dv.head(bh).row(t).data());
+      for (Index r = 0; r < rows && dv != nullptr; ++r)
+        for (Index c = 0; c < d; ++c)
+          grads->dv.head(bh)(r * s.skip, c) += dv[(bh * rows + r) * d + c];
+    }
+    return loss;
+  }
+
+  // L_prob: the exact attention of q and k against the teacher's, times `weight`; adds to dq, dk.
+  double probabilities(ConstTensorView q, ConstTensorView k, ConstTensorView teacher_q,
+                       ConstTensorView teacher_k, double weight, TensorView dq, TensorView dk) {
+    constexpr Index kRows = 64;
+    const Index n = p_.n, blocks = (n + kRows - 1) / kRows, all = p_.batch * p_.heads;
+    const double rows = static_cast<double>(all * n), entries = rows * static_cast<double>(n);
+    const auto tau = static_cast<float>(p_.logit_scale());
+    const auto kl = static_cast<float>(weight * options_.kl / rows),
+               mse = static_cast<float>(weight * options_.mse / entries);
+    double loss = 0;
+    for (Index bh = 0; bh < all; ++bh)
+      for (Index block = 0; block < blocks; ++block) {
+        const Index first = block * kRows, count = std::min(kRows, n - first),
+                    seen = p_.causal ? first + count : n;
+        exact_rows(q.head(bh), k.head(bh), first, count, seen, tau, &mine_);
+        exact_rows(teacher_q.head(bh), teacher_k.head(bh), first, count, seen, tau, &other_);
+        for (Index r = 0; r < count; ++r) {
+          auto a = mine_.row(r);
+          const auto t = other_.row(r);
+          double inner = 0;
+          for (Index j = 0; j < seen; ++j) {
+            const auto x = static_cast<double>(a(j)), y = static_cast<double>(t(j));
+            if (y > 0) loss += static_cast<double>(kl) * y * std::log(y / std::max(x, 1e-37));
+            loss += static_cast<double>(mse) * (x - y) * (x - y);
+            inner += 2 * x * (x - y);
+          }
+          const auto shift = static_cast<float>(inner);
+          for (Index j = 0; j < seen; ++j) {
+            const float difference = a(j) - t(j);
+            a(j) = kl * difference + mse * a(j) * (2 * difference - shift);
+          }
+        }
+        const auto slope = mine_.topLeftCorner(count, seen);
+        dq.head(bh).middleRows(first, count).noalias() += tau * (slope * k.head(bh).topRows(seen));
+        dk.head(bh).topRows(seen).noalias() +=
+            tau * (slope.transpose() * q.head(bh).middleRows(first, count));
+      }
     return loss;
   }
 
@@ -121,11 +180,28 @@ class Fit {
   }
 
  private:
+  // Exact attention of rows [first, first + count) over keys [0, seen) -> the corner of *to.
+  template <class Rows>
+  void exact_rows(const Rows& q, const Rows& k, Index first, Index count, Index seen, float tau,
+                  Matrix* to) const {
+    if (to->rows() < count || to->cols() < p_.n) to->resize(64, p_.n);
+    auto part = to->topLeftCorner(count, seen);
+    part.noalias() = tau * (q.middleRows(first, count) * k.topRows(seen).transpose());
+    for (Index r = 0; r < count; ++r) {
+      const Index visible = p_.causal ? first + r + 1 : seen;
+      auto row = part.row(r).head(visible).array();
+      row = (row - row.maxCoeff()).exp();
+      row /= row.sum();
+      part.row(r).tail(seen - visible).setZero();
+    }
+  }
+
   // O(n^2 d) for the teacher's rows; beyond them O(n K_c).
-  double score_gradients(const Inputs& in, const float* scores) {
+  double score_gradients(ConstTensorView teacher_q, ConstTensorView teacher_k, double weight,
+                         const float* scores) {
     const SeaShape& s = attention_.shape();
     const Index rows = s.rows(), heads = p_.batch * p_.heads, wide_d = round_up(p_.d_k, kLanes);
-    ApproximationWeights weights{.kl = options_.kl, .mse = options_.mse};
+    ApproximationWeights weights{.kl = weight * options_.kl, .mse = weight * options_.mse};
     weights.rows = static_cast<double>(heads * rows);
     weights.entries = weights.rows * static_cast<double>(p_.n);
     const Index room = wide_d + kLanes + round_up(p_.n, kLanes) + round_up(s.cells, kLanes);
@@ -136,11 +212,12 @@ class Fit {
       const Index bh = item / rows, t = item % rows * s.skip, seen = p_.causal ? t + 1 : p_.n;
       float *const q = teacher_work_.data() + thread * room, *const tail = q + wide_d,
                    *const row = tail + kLanes, *const masses = row + round_up(p_.n, kLanes);
-      const float* const from = in.q.head(bh).data() + t * p_.d_k;
+      const float* const from = teacher_q.head(bh).data() + t * p_.d_k;
       for (Index c = 0; c < p_.d_k; ++c) q[c] = from[c] * factor;
       const auto keys = [&](Index c) { return attention_.cell_keys(c, t); };
-      const TeacherRow teacher = teacher_masses(RowQuery(q, p_.d_k, tail), in.k.head(bh).data(),
-                                                p_.d_k, seen, s.cells, keys, row, masses);
+      const TeacherRow teacher =
+          teacher_masses(RowQuery(q, p_.d_k, tail), teacher_k.head(bh).data(), p_.d_k, seen,
+                         s.cells, keys, row, masses);
       losses_[item] = approximation_loss(
           scores + item * s.cells, masses, teacher, s.cells,
           [&](Index c) { return keys(c).second - keys(c).first; }, weights,
@@ -159,10 +236,28 @@ class Fit {
   Tensor out_, dout_, dq_, dk_, dv_, dkernel_, dvalues_, picked_kernel_, picked_v_;
   AlignedArray<float> dscores_, teacher_work_;
   AlignedArray<double> losses_;
+  Matrix mine_, other_;  // [64, n]
   autodiff::Tape<float> tape_;
 };
 
 }  // namespace
+
+class SeaMatrixLoss::Work : public Fit {
+  using Fit::Fit;
+};
+
+SeaMatrixLoss::SeaMatrixLoss(SeaAttention& attention, SeaWeights& weights, double kl, double mse)
+    : work_(std::make_unique<Work>(attention, weights, SeaFitOptions{.kl = kl, .mse = mse})) {}
+SeaMatrixLoss::~SeaMatrixLoss() = default;
+
+double SeaMatrixLoss::run(const Inputs& in, ConstTensorView teacher_q, ConstTensorView teacher_k,
+                          double weight, const Gradients& grads) {
+  if (weight <= 0) return 0;
+  const double estimate = work_->approximate(in, teacher_q, teacher_k, weight, &grads);
+  const double exact =
+      work_->probabilities(in.q, in.k, teacher_q, teacher_k, weight, grads.dq, grads.dk);
+  return (estimate + exact) / weight;
+}
 
 FitReport fit_sea(SeaAttention& attention, SeaWeights& weights, FitData& data,
                   const FitOptions& options, const SeaFitOptions& sea) {

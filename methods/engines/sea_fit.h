@@ -21,4 +21,21 @@ struct SeaFitOptions {
 FitReport fit_sea(SeaAttention& attention, SeaWeights& weights, FitData& data,
                   const FitOptions& options, const SeaFitOptions& sea);
 
+// The matrix losses of a call inside a model: L_approx of the estimate and L_prob of the exact
+// attention of this call's q and k, both against that of a teacher's q and k.
+// Time O(n^2 d), memory O(n d) beyond a block of rows.
+class SeaMatrixLoss {
+ public:
+  SeaMatrixLoss(SeaAttention& attention, SeaWeights& weights, double kl, double mse);
+  ~SeaMatrixLoss();
+  // Adds `weight` times the gradient to the learned tensors' and overwrites dq, dk, dv with it.
+  // Returns the loss.
+  double run(const Inputs& in, ConstTensorView teacher_q, ConstTensorView teacher_k, double weight,
+             const Gradients& grads);
+
+ private:
+  class Work;
+  std::unique_ptr<Work> work_;
+};
+
 }  // namespace subquad

@@ -5,6 +5,7 @@
 // Untrained, its mask is arbitrary: fit it, load weights, or choose another source of the mask.
 // Our additions: input_norm, mask_empty_cells, cell_map absolute, gates one, avg_normalize.
 
+#include "harness/core/learns_matrix.h"
 #include "harness/core/registry.h"
 #include "methods/engines/sea_fit.h"
 
@@ -35,7 +36,7 @@ struct Params {
   double fit_mse = 1;
 };
 
-class Sea final : public Method {
+class Sea final : public Method, public LearnsMatrix {
  public:
   explicit Sea(const Params& params) : params_(params) {}
 
@@ -68,6 +69,7 @@ class Sea final : public Method {
     if (o.source == SeaOptions::Source::learned)
       weights_.make(SeaAttention::shape_of(problem, o), env.seed, env.gradients);
     attention_.prepare(problem, o, &weights_, env.seed, env.gradients);
+    matrix_loss_.reset();
   }
 
   std::unique_ptr<Saved> make_saved() const override { return attention_.make_saved(); }
@@ -114,6 +116,19 @@ class Sea final : public Method {
                  : params_.fit_stages == "joint"   ? Stages::joint
                                                    : Stages::estimator_then_gates;
     return fit_sea(attention_, weights_, data, options, sea);
+  }
+
+  bool learns_matrix() const override { return attention_.has_estimator(); }
+  double matrix_loss(const Inputs& in, ConstTensorView teacher_q, ConstTensorView teacher_k,
+                     double weight, const Gradients& grads) override {
+    if (!matrix_loss_)
+      matrix_loss_ =
+          std::make_unique<SeaMatrixLoss>(attention_, weights_, params_.fit_kl, params_.fit_mse);
+    return matrix_loss_->run(in, teacher_q, teacher_k, weight, grads);
+  }
+
+  void estimated_matrix(const Inputs& in, Index b, Index h, Eigen::Ref<Matrix> to) override {
+    attention_.estimated_matrix(in, b, h, to);
   }
 
   bool attention_rows(const Inputs& in, Index b, Index h, std::span<const Index> rows,
@@ -194,6 +209,7 @@ class Sea final : public Method {
   Seed seed_ = 0;
   SeaWeights weights_;
   SeaAttention attention_;
+  std::unique_ptr<SeaMatrixLoss> matrix_loss_;  // made when first asked for
 };
 
 const RegisterMethod<Sea, Params> kRegistration{

@@ -1,7 +1,10 @@
 // SEA: fitting its tensors, and keeping them.
+#include "methods/engines/sea_fit.h"
+
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 
@@ -99,4 +102,57 @@ TEST_CASE("sea: a fit lowers its loss, and what it learned survives in a file", 
       CHECK_THROWS_AS(load_method_weights(path, "sea", *other), UserError);
     }
   std::filesystem::remove(path);
+}
+
+TEST_CASE("sea: the matrix losses are those of whole attention matrices", "[sea]") {
+  const double kl = 0.1, mse = 1;
+  for (const bool causal : {false, true}) {
+    INFO("causal " << causal);
+    const Index n = 70, heads = 2;  // more than one block of rows
+    const Problem p = sea_problem(n, causal);
+    SeaOptions options;
+    options.cells = 8;
+    options.top_k = 12;
+    options.relu = causal;
+    options.position = causal ? SeaOptions::Position::learned : SeaOptions::Position::identity;
+    options.channels = causal ? 2 : 4;
+    options.stretch = causal ? 4 : 2;
+    SeaWeights weights;
+    weights.make(SeaAttention::shape_of(p, options), 1, true);
+    SeaAttention attention;
+    attention.prepare(p, options, &weights, 1, true);
+    const QKV mine = random_inputs(p, 41, 3), teacher = random_inputs(p, 42, 3);
+    const Inputs in = mine.inputs();
+    Tensor dq(1, heads, n, 8), dk = dq, dv = dq;
+    SeaMatrixLoss loss(attention, weights, kl, mse);
+    const double got = loss.run(in, teacher.q, teacher.k, 0.5, {dq, dk, dv, {}});
+    const auto exact = [&](const QKV& x, Index h, Index t) {
+      std::vector<double> row(static_cast<std::size_t>(n));
+      double sum = 0;
+      for (Index j = 0; j < (causal ? t + 1 : n); ++j) {
+        double dot = 0;
+        for (Index c = 0; c < 8; ++c)
+          dot += static_cast<double>(x.q.data()[(h * n + t) * 8 + c]) *
+                 static_cast<double>(x.k.data()[(h * n + j) * 8 + c]);
+        sum += row[static_cast<std::size_t>(j)] = std::exp(dot * p.logit_scale());
+      }
+      for (double& e : row) e /= sum;
+      return row;
+    };
+    double want = 0;
+    std::vector<float> estimate(static_cast<std::size_t>(n));
+    for (Index h = 0; h < heads; ++h)
+      for (Index t = 0; t < n; ++t) {
+        attention.estimated_row(in, 0, h, t, estimate.data());
+        const std::vector<double> target = exact(teacher, h, t), own = exact(mine, h, t);
+        for (std::size_t j = 0; j < target.size(); ++j)
+          for (const double guess : {static_cast<double>(estimate[j]), own[j]}) {
+            if (target[j] > 0)
+              want += kl * target[j] * std::log(target[j] / guess) / static_cast<double>(heads * n);
+            want += mse * (target[j] - guess) * (target[j] - guess) /
+                    static_cast<double>(heads * n * n);
+          }
+      }
+    CHECK(std::abs(got - want) <= 1e-5 * want);
+  }
 }

@@ -24,12 +24,14 @@ class ToyTask final : public Task {
     out.batch = batch;
     out.inputs = spec_.inputs;
     out.n = n;
+    out.tokens_per_position = spec_.tokens_per_position;
+    const Index each = spec_.tokens_per_position;
     for (Index b = 0; b < batch; ++b) {
       Random random(seed, "toy",
                     {static_cast<std::uint64_t>(split), static_cast<std::uint64_t>(first + b)});
       for (Index i = 0; i < spec_.inputs; ++i) {
         const auto start = out.tokens.size();
-        for (Index t = 0; t < n; ++t)
+        for (Index t = 0; t < n * each; ++t)
           out.tokens.push_back(static_cast<std::int32_t>(
               random.below(static_cast<std::uint64_t>(spec_.vocabulary))));
         if (padded_)
@@ -37,9 +39,9 @@ class ToyTask final : public Task {
               n - static_cast<Index>(random.below(static_cast<std::uint64_t>(n / 2 + 1)))));
         if (spec_.kind == LabelKind::per_token) {
           for (Index t = 0; t < n; ++t)
-            out.labels.push_back(t % 3 == 0 || t < 2
-                                     ? kIgnore
-                                     : out.tokens[start + static_cast<std::size_t>(t) - 2]);
+            out.labels.push_back(
+                t % 3 == 0 || t < 2 ? kIgnore
+                                    : out.tokens[start + static_cast<std::size_t>(each * (t - 2))]);
         } else if (i + 1 == spec_.inputs) {
           out.labels.push_back(out.tokens[start] % 2);
         }
@@ -103,6 +105,7 @@ struct Threads {
 };
 
 inline const LabelSpec kToyTokens{LabelKind::per_token, 11, 11, 1};
+inline const LabelSpec kToyFused{LabelKind::per_token, 11, 11, 1, 2};
 inline const LabelSpec kToyClasses{LabelKind::per_sequence, 11, 2, 1};
 inline const LabelSpec kToyPairs{LabelKind::per_sequence, 11, 2, 2};
 

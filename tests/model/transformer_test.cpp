@@ -41,6 +41,8 @@ const std::vector<Case> kCases{
        s.options.tied = false;
        s.options.d_model = 20;
      }},
+    {"two tokens in a position, side by side", kToyFused, [](TrainSetup&) {}},
+    {"two tokens in a position, added", kToyFused, [](TrainSetup& s) { s.options.merge = "sum"; }},
     {"classifier by mean over real tokens", kToyClasses,
      [](TrainSetup& s) { s.problem.causal = false; }, true},
     {"classifier by CLS", kToyClasses,

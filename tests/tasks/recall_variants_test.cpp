@@ -108,6 +108,67 @@ TEST_CASE("exact attention on mqar_stacked's q, k, v finds the value without any
   }
 }
 
+TEST_CASE("mqar_fused asks for every pair once, anywhere in the sequence", "[recall]") {
+  const Index n = 66, pairs = 30;
+  const auto task = make_task("mqar_fused", {{"pairs", pairs}, {"n_keys", Index{100}}});
+  const TokenBatch batch = task->tokens(Split::train, 0, 600, n, 1);
+  REQUIRE(batch.tokens_per_position == 2);
+  std::vector<double> values(64), places(static_cast<std::size_t>(n)), keys(100);
+  for (Index e = 0; e < batch.batch; ++e) {
+    const auto [x, y] = example(batch, e);
+    std::map<std::int32_t, std::int32_t> value_of, label_of;
+    Index empty = 0;
+    for (Index t = 0; t < n; ++t) {
+      const std::int32_t key = x[2 * t], value = x[2 * t + 1];
+      if (key == 0) {
+        if (value != 0 || y[t] != kIgnore) FAIL_CHECK("what is left is not empty");
+        ++empty;
+      } else if (value != 0) {
+        if (!(key >= 65 && key < 165 && value <= 64 && y[t] == kIgnore)) FAIL_CHECK("pair");
+        if (!value_of.emplace(key, value).second) FAIL_CHECK("keys are not distinct");
+        values[static_cast<std::size_t>(value - 1)] += 1;
+        keys[static_cast<std::size_t>(key - 65)] += 1;
+      } else {
+        if (!label_of.emplace(key, y[t]).second) FAIL_CHECK("asked twice");
+        places[static_cast<std::size_t>(t)] += 1;
+      }
+    }
+    if (empty != n - 2 * pairs || value_of.size() != pairs || label_of.size() != pairs)
+      FAIL_CHECK("counts");
+    for (const auto& [key, label] : label_of)
+      if (value_of.at(key) != label + 1) FAIL_CHECK("label");
+  }
+  CHECK(chi_square_uniform(values) < chi_square_limit(63));
+  CHECK(chi_square_uniform(keys) < chi_square_limit(99));
+  CHECK(chi_square_uniform(places) < chi_square_limit(static_cast<std::size_t>(n - 1)));
+  CHECK(task->labels(n).classes == 64);
+  CHECK(task->labels(n).vocabulary == 165);
+  CHECK(task->floors(n, 1)[0].value == Approx(1.0 / 64));
+  CHECK(refused("mqar_fused", {{"pairs", Index{33}}}, 64) ==
+        "mqar_fused: 33 pairs need n >= 66, got n=64");
+  CHECK(refused("mqar_fused", {{"n_keys", Index{16}}}, 64) ==
+        "mqar_fused: 32 pairs of distinct keys, n_keys=16");
+}
+
+TEST_CASE("exact attention on mqar_fused's q, k, v finds the pair of every query", "[recall]") {
+  Problem p;
+  p.n = p.n_kv = 64, p.d_k = 64, p.d_v = 48, p.causal = false;
+  const QKV data = fill("mqar_fused", {}, p, 5);
+  const MatrixD weights = weights_of(data, p);
+  Index queries = 0;
+  for (Index t = 0; t < 64; ++t) {
+    Index best = 0;
+    for (Index j = 1; j < 64; ++j)
+      if (weights(t, j) > weights(t, best)) best = j;
+    CHECK(data.k.head(0, 0).row(best) == data.q.head(0, 0).row(t));
+    CHECK(weights(t, best) >= 0.99);
+    if (data.v.head(0, 0).row(t).norm() > 0) continue;
+    ++queries;
+    CHECK(best != t);
+  }
+  CHECK(queries == 32);
+}
+
 TEST_CASE("noisy_recall scores every key seen before and nothing else", "[recall]") {
   const Index n = 128;
   for (const double noise : {0.0, 0.2, 0.8}) {
