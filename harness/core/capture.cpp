@@ -31,7 +31,8 @@ const std::vector<Field<CaptureParams>>& capture_fields() {
       param("from", &CaptureParams::from,
             "checkpoint of `subquad train`, or its directory: q, k, v are those of that model on "
             "examples it was not trained on"),
-      param("layer", &CaptureParams::layer, {0, 1 << 20}, "from: layer of the model"),
+      param("layer", &CaptureParams::layer, {-1, 1 << 20},
+            "from: layer of the model; -1 = the heads of all layers side by side"),
       param("head", &CaptureParams::head, {-1, 1 << 20}, "from: head of the layer; -1 = all")};
   return fields;
 }

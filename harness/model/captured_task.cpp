@@ -1,7 +1,10 @@
 // A labelled task whose q, k, v are those of a trained model on examples that it never saw:
-// `{name: mqar, from: CHECKPOINT, layer: 0, head: -1}`.
+// `{name: mqar, from: CHECKPOINT, layer: 0, head: -1}`. With `layer: -1` the heads of all layers
+// stand side by side and x are the tokens' embeddings: what a method that chooses one set of tokens
+// for the whole model has to go by.
 #include "harness/core/capture.h"
 #include "harness/core/parallel.h"
+#include "harness/model/token_rows.h"
 #include "harness/model/trained_model.h"
 
 namespace subquad {
@@ -36,12 +39,18 @@ class CapturedTask final : public Task {
                         problem_.heads, params.head, problem_.heads - 1));
     task_ = make_task(setup.task_name, setup.task_settings);
     sequences_ = problem_.batch;
+    width_ = model.d_model();
     if (params.head >= 0) problem_.heads = 1;
+    if (params.layer >= 0) return;
+    problem_.heads *= layers;
+    width_ = rows_of(model).embedding_width();
   }
 
   Problem adapt(const Problem& requested) const override {
     Problem p = problem_;
     p.batch = requested.batch;
+    // A whole model may also be asked for less than it was made for.
+    if (params_.layer < 0 && requested.n > 0 && requested.n < p.n) p.n = p.n_kv = requested.n;
     return p;
   }
   std::string unsupported(const Problem& p) const override {
@@ -59,9 +68,10 @@ class CapturedTask final : public Task {
                                   model.problem().str(), problem_.str()));
     const bool fitting = set >= kFirstFitSet;
     const Split split = fitting ? Split::train : Split::test;
-    const auto start = static_cast<Index>(derive(seed, "captured examples") >> 34) * sequences_;
+    const auto start = first_example(seed) * sequences_;
     const Index first = (fitting ? set - kFirstFitSet : set) * p.batch + start;
-    out->x = Tensor(p.batch, 1, p.n, model.d_model());
+    out->x = Tensor(p.batch, 1, p.n, width_);
+    if (params_.layer < 0) return fill_all(model, p, split, first, out);
     bool padded = false;
     std::vector<QKV> layers;
     Index captured = -1;
@@ -95,10 +105,40 @@ class CapturedTask final : public Task {
   std::vector<Floor> floors(Index n, Seed seed) const override { return task_->floors(n, seed); }
 
  private:
+  static TokenRows rows_of(const TrainedModel& model) {
+    return {model.setup().options, model.sizes(), model.layout(), model.weights()};
+  }
+
+  // Head h of layer l is head l * heads + h.
+  void fill_all(const TrainedModel& model, const Problem& p, Split split, Index first,
+                QKV* out) const {
+    const TokenRows rows = rows_of(model);
+    const Index own = params_.head >= 0 ? 1 : model.problem().heads;
+    for (Index b = 0; b < p.batch; ++b) {
+      const ModelTrace trace =
+          model.trace(task_->tokens(split, first + b, 1, problem_.n, model.setup().seed).tokens);
+      for (Index h = 0; h < p.heads; ++h) {
+        const QKV& from = trace.layers[static_cast<std::size_t>(h / own)];
+        const Index source = params_.head >= 0 ? params_.head : h % own;
+        const auto copy = [&](const Tensor& all, Tensor* to) {
+          std::copy_n(all.view().head_data(0, source), to->n() * to->d(),
+                      to->view().head_data(b, h));
+        };
+        copy(from.q, &out->q);
+        copy(from.k, &out->k);
+        copy(from.v, &out->v);
+      }
+      for (Index t = 0; t < p.n; ++t)
+        std::copy_n(rows.embedding(trace.tokens[static_cast<std::size_t>(t)]), width_,
+                    out->x.view().head_data(b, 0) + t * width_);
+    }
+  }
+
   CaptureParams params_;
   std::unique_ptr<Task> task_;
   Problem problem_;      // batch: one example
   Index sequences_ = 1;  // of an example
+  Index width_ = 0;      // of x
 };
 
 [[maybe_unused]] const bool kRegistered = [] {

@@ -151,15 +151,40 @@ std::vector<QKV> TrainedModel::capture(Split split, Index example,
                                        std::vector<Tensor>* outputs) const {
   const TokenBatch batch = task_->tokens(split, example, 1, setup_.problem.n, setup_.seed);
   std::vector<QKV> layers;
-  layers.reserve(setup_.methods.size());
-  Recording recording(*methods_, attention_, &layers, outputs);
   autodiff::Tape<float> tape;
-  tape.record_gradients(false);
-  methods_->begin(false, 0);
   ModelWork work;
-  const ModelInput input{1, batch.tokens, batch.labels, batch.lengths, false, 0};
-  model_->forward(tape, weights_.data(), nullptr, input, 1, recording, &work);
+  forward({1, batch.tokens, batch.labels, batch.lengths, false, 0}, &layers, outputs, &tape, &work);
   return layers;
+}
+
+ModelTrace TrainedModel::trace(std::span<const std::int32_t> tokens) const {
+  const ModelSizes& sizes = model_->sizes();
+  SUBQUAD_CHECK(sizes.labels.kind == LabelKind::per_token && sizes.labels.inputs == 1 &&
+                    static_cast<Index>(tokens.size()) == sizes.n,
+                "{} tokens for a model of {}", tokens.size(), sizes.n);
+  ModelTrace trace;
+  trace.tokens.assign(tokens.begin(), tokens.end());
+  const std::vector<std::int32_t> all_rows(tokens.size(), 0);  // every position has its logits
+  autodiff::Tape<float> tape;
+  ModelWork work;
+  const autodiff::Var<float> logits =
+      forward({1, tokens, all_rows, {}, false, 0}, &trace.layers, nullptr, &tape, &work);
+  trace.logits = ConstMatrixMap(logits.data(), sizes.n, sizes.labels.classes);
+  return trace;
+}
+
+autodiff::Var<float> TrainedModel::forward(const ModelInput& input, std::vector<QKV>* layers,
+                                           std::vector<Tensor>* outputs,
+                                           autodiff::Tape<float>* tape, ModelWork* work) const {
+  layers->reserve(setup_.methods.size());
+  Recording recording(*methods_, attention_, layers, outputs);
+  tape->record_gradients(false);
+  methods_->begin(false, 0);
+  return model_->forward(*tape, weights_.data(), nullptr, input, 1, recording, work).logits;
+}
+
+Index first_example(Seed seed) {
+  return static_cast<Index>(derive(seed, "captured examples") >> 34);
 }
 
 }  // namespace subquad

@@ -12,6 +12,16 @@ namespace subquad {
 // The metadata "model" of a checkpoint: task, methods, problem, options and seed as JSON.
 std::string describe_model(const TrainSetup& setup);
 
+// Number of the first example that a seed takes from a split.
+Index first_example(Seed seed);
+
+// What the parallel forward of one sequence computes.
+struct ModelTrace {
+  std::vector<std::int32_t> tokens;  // [n]
+  std::vector<QKV> layers;           // as capture()
+  Matrix logits;                     // [n, classes]
+};
+
 class TrainedModel {
  public:
   // `path`: a checkpoint, or the directory that holds checkpoint.safetensors. UserError in one line
@@ -26,6 +36,9 @@ class TrainedModel {
   // One call of a layer for one example: batch = sequences(), n as attention sees it.
   const Problem& problem() const { return attention_; }
   Index d_model() const { return model_->sizes().d_model; }
+  const ModelSizes& sizes() const { return model_->sizes(); }
+  const ParameterLayout& layout() const { return model_->layout(); }
+  const float* weights() const { return weights_.data(); }  // [layout().size()]
 
   // What every layer gets for one example of a split: q and k with positions turned in, v, the
   // layer's input x [sequences, 1, n, d_model], and the key mask where there is padding. Example i
@@ -33,14 +46,19 @@ class TrainedModel {
   // `outputs`: also what the layer's method gives, [sequences, heads, n, d_v].
   std::vector<QKV> capture(Split split, Index example,
                            std::vector<Tensor>* outputs = nullptr) const;
+  // The whole forward of a sequence of the model's length; token models only.
+  ModelTrace trace(std::span<const std::int32_t> tokens) const;
 
   // For a forward of one's own.
   const Transformer<float>& network() const { return *model_; }
-  const float* weights() const { return weights_.data(); }
   const MethodAttention& attention() const { return *methods_; }
   Method& method(Index layer) const { return methods_->method(layer); }
 
  private:
+  autodiff::Var<float> forward(const ModelInput& input, std::vector<QKV>* layers,
+                               std::vector<Tensor>* outputs, autodiff::Tape<float>* tape,
+                               ModelWork* work) const;
+
   std::string path_;
   TrainSetup setup_;
   std::unique_ptr<Task> task_;

@@ -10,21 +10,7 @@ using autodiff::Var;
 
 namespace {
 
-constexpr double kConvStd = 0.3;       // MQAR set-up: taps start at N(0, 0.3)
-constexpr double kWaveLength = 10000;  // Vaswani et al. 2017, section 3.5; RoFormer likewise
-
-template <class T>
-AlignedArray<T> sinusoid_table(Index n, Index width) {
-  AlignedArray<T> table(n * width);
-  for (Index t = 0; t < n; ++t)
-    for (Index i = 0; i < width; ++i) {
-      const double angle =
-          static_cast<double>(t) *
-          std::pow(kWaveLength, -static_cast<double>(i / 2 * 2) / static_cast<double>(width));
-      table[t * width + i] = static_cast<T>(i % 2 == 0 ? std::sin(angle) : std::cos(angle));
-    }
-  return table;
-}
+constexpr double kConvStd = 0.3;  // MQAR set-up: taps start at N(0, 0.3)
 
 }  // namespace
 
@@ -81,19 +67,7 @@ Transformer<T>::Transformer(const TrainOptions& options, const ModelSizes& sizes
   if (options.positions == "learned") position_ = layout_.add("pos.weight", {n, d}, true, std);
   if (options.positions == "sinusoidal" || concat)
     sinusoid_ = sinusoid_table<T>(n, concat ? d - width : d);
-  if (options.positions == "rope") {
-    const Index half = sizes.d_k / 2;
-    cosine_ = AlignedArray<T>(n * half);
-    sine_ = AlignedArray<T>(n * half);
-    for (Index t = 0; t < n; ++t)
-      for (Index i = 0; i < half; ++i) {
-        const double angle =
-            static_cast<double>(t) *
-            std::pow(kWaveLength, -static_cast<double>(i) / static_cast<double>(half));
-        cosine_[t * half + i] = static_cast<T>(std::cos(angle));
-        sine_[t * half + i] = static_cast<T>(std::sin(angle));
-      }
-  }
+  if (options.positions == "rope") rotation_ = {n, sizes.d_k / 2};
   if (options.conv > 0) {
     conv_norm_ = add_norm("front.ln", d);
     conv_ = layout_.add("front.conv.weight", {options.conv, d}, true, kConvStd);
@@ -175,8 +149,8 @@ struct Transformer<T>::Pass {
     Var<T> q = project(0, qk), k = project(qk, qk);
     const Var<T> v = project(2 * qk, v_rows);
     if (model.options_.positions == "rope") {
-      q = autodiff::rotate(q, model.cosine_.data(), model.sine_.data());
-      k = autodiff::rotate(k, model.cosine_.data(), model.sine_.data());
+      q = autodiff::rotate(q, model.rotation_.cosine.data(), model.rotation_.sine.data());
+      k = autodiff::rotate(k, model.rotation_.cosine.data(), model.rotation_.sine.data());
     }
     const Var<T> o = attention.attend(i, q, k, v, u, work.key_mask);
     const Var<T> w = parameter(layer.out.weight), b = parameter(layer.out.bias);

@@ -22,6 +22,7 @@
 #include "harness/core/task.h"
 #include "harness/model/options.h"
 #include "harness/model/parameters.h"
+#include "harness/model/positions.h"
 
 namespace subquad {
 
@@ -115,8 +116,8 @@ class Transformer {
   Norm conv_norm_{}, final_norm_{};
   Linear head_{}, head_hidden_{};
   std::vector<Layer> blocks_;
-  AlignedArray<T> sinusoid_;       // [n, width]
-  AlignedArray<T> cosine_, sine_;  // [n, d_k / 2]
+  AlignedArray<T> sinusoid_;   // [n, width]
+  RotationTable<T> rotation_;  // [n, d_k / 2]
 };
 
 extern template class Transformer<float>;

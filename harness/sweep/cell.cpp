@@ -25,10 +25,19 @@ std::string error_key(const ErrorOptions& e) {
 
 }  // namespace
 
+bool Cell::whole_model() const {
+  const auto layer = task_settings.find("layer");
+  return pass == Pass::decode && layer != task_settings.end() && task_settings.contains("from") &&
+         layer->second == ParamValue(Index{-1});
+}
+
 std::string Cell::id() const {
   const MeasureOptions& m = measure;
   std::string training = pass == Pass::train ? "|train|" + to_string(train) : "";
   if (pass == Pass::fit) training += "|fit|" + to_string(fit);
+  if (whole_model())
+    training +=
+        fmt::format("|model|{} {} {}", m.examples, m.feed, to_string(ParamValue(m.temperature)));
   if (!weights.empty()) training += "|weights|" + weights;
   return hex(derive(seed, fmt::format("cell|{}|{}|{}|{}|{}|{}|{}|{} {} {} {} {} {}|{}{}", method,
                                       to_string(method_settings), task, to_string(task_settings),
@@ -88,7 +97,10 @@ void to_json(nlohmann::json& json, const Cell& c) {
             {"max_spread", c.measure.max_spread},
             {"timeout_s", c.measure.timeout_s},
             {"memory_limit_mb", c.measure.memory_limit_mb},
-            {"pin", c.measure.pin}}},
+            {"pin", c.measure.pin},
+            {"examples", c.measure.examples},
+            {"feed", c.measure.feed},
+            {"temperature", c.measure.temperature}}},
           {"error",
            {{"max_gflop", c.error.max_gflop},
             {"rows", c.error.rows},
@@ -130,6 +142,9 @@ void from_json(const nlohmann::json& json, Cell& c) {
   m.at("timeout_s").get_to(c.measure.timeout_s);
   m.at("memory_limit_mb").get_to(c.measure.memory_limit_mb);
   m.at("pin").get_to(c.measure.pin);
+  m.at("examples").get_to(c.measure.examples);
+  m.at("feed").get_to(c.measure.feed);
+  m.at("temperature").get_to(c.measure.temperature);
   const nlohmann::json& e = json.at("error");
   e.at("max_gflop").get_to(c.error.max_gflop);
   e.at("rows").get_to(c.error.rows);

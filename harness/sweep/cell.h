@@ -23,6 +23,10 @@ struct MeasureOptions {
   double timeout_s = 120;     // wall time of the whole worker
   Index memory_limit_mb = 0;  // address space of the worker; 0 = 90 % of the free memory
   bool pin = false;           // bind the worker's threads to cores 0 .. threads-1
+  // Decoding of whole models:
+  Index examples = 32;           // of the test split
+  std::string feed = "teacher";  // after the prompt: the example's tokens, or "own" ones
+  double temperature = 1;        // of the model's own draws; 0 = the most probable token
 };
 
 // How the error against exact attention is judged.
@@ -56,6 +60,8 @@ struct Cell {
   // 16 hex digits over what determines the exact reference: task, settings, problem, seed, error
   // options, and whether gradients are wanted. Cells that share it share one reference file.
   std::string reference_id() const;
+  // Decoding of a trained model with all its layers (`from: CHECKPOINT, layer: -1`).
+  bool whole_model() const;
   bool wants_gradients() const { return pass == Pass::backward || pass == Pass::forward_backward; }
   std::string str() const;    // one line for humans, with every parameter
   std::string brief() const;  // "window 64 forward mqar n=1024 causal": for progress lines

@@ -21,7 +21,12 @@ const std::vector<Field<MeasureOptions>>& measure_fields() {
       param("timeout_s", &M::timeout_s, {0.001, 1e7}, "wall time of the whole worker"),
       param("memory_limit_mb", &M::memory_limit_mb, {0, 1 << 30},
             "address space of the worker; 0 = 90 % of the free memory"),
-      param("pin", &M::pin, "bind the worker's threads to cores 0 .. threads-1")};
+      param("pin", &M::pin, "bind the worker's threads to cores 0 .. threads-1"),
+      param("examples", &M::examples, {1, 1 << 24}, "whole models: examples that are decoded"),
+      choice("feed", &M::feed, {"teacher", "own"},
+             "whole models: tokens after the prompt, the example's or those the model draws"),
+      param("temperature", &M::temperature, {0, 100},
+            "feed own: of the draws; 0 = the most probable token")};
   return fields;
 }
 

@@ -102,9 +102,11 @@ std::string resolved_yaml(const Sweep& sweep) {
     y += fmt::format("  - {{name: {}{}}}\n", task.entry->info.name, params_text(task.params));
   y += fmt::format(
       "measure:\n  min_time_s: {}\n  repetitions: {}\n  warmup_s: {}\n  input_sets: {}\n"
-      "  decode_tokens: {}\n  max_spread: {}\n  timeout_s: {}\n  memory_limit_mb: {}\n  pin: {}\n",
+      "  decode_tokens: {}\n  max_spread: {}\n  timeout_s: {}\n  memory_limit_mb: {}\n  pin: {}\n"
+      "  examples: {}\n  feed: {}\n  temperature: {}\n",
       real(m.min_time_s), m.repetitions, real(m.warmup_s), m.input_sets, m.decode_tokens,
-      real(m.max_spread), real(m.timeout_s), m.memory_limit_mb, m.pin);
+      real(m.max_spread), real(m.timeout_s), m.memory_limit_mb, m.pin, m.examples, m.feed,
+      real(m.temperature));
   y += fmt::format("error:\n  max_gflop: {}\n  rows: {}\n  matrix_rows: {}\n  top_k: {}\n",
                    real(e.max_gflop), e.rows, e.matrix_rows, e.top_k);
   for (const auto& [section, pass, options] :

@@ -71,6 +71,6 @@ double reference_bytes(const Cell& cell) {
   return 8 * heads * numbers;
 }
 
-bool needs_reference(const Cell& cell) { return cell.pass != Pass::train; }
+bool needs_reference(const Cell& cell) { return cell.pass != Pass::train && !cell.whole_model(); }
 
 }  // namespace subquad

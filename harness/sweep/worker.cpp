@@ -11,6 +11,7 @@
 
 #include "harness/core/error.h"
 #include "harness/core/plugin.h"
+#include "harness/measure/decode_model_cell.h"
 #include "harness/measure/life_cycle.h"
 #include "harness/measure/limits.h"
 #include "harness/measure/processors.h"
@@ -41,6 +42,8 @@ void run(const Job& job, JobResult* result) {
     result->status = Status::ok;
   } else if (job.cell.pass == Pass::train) {
     train_cell(job.cell, job.train_directory, result);
+  } else if (job.cell.whole_model()) {
+    decode_model_cell(job.cell, result);
   } else {
     measure_cell(job.cell, job.reference_path, result);
   }

@@ -7,11 +7,13 @@
 //
 // Rebuilding: `copy` takes keys and values from a cold store, which isolates the choice of tokens;
 // `project` computes them from the layer's input, which needs the layer's projections and so a
-// decoder of a model. `model`, the paper's, recomputes them through all layers: no single layer
-// can, so it is refused here. Our choices: all tokens compete by score, none is protected but the
-// current one.
+// decoder of a model. `model`, the paper's, recomputes them through all layers together with the
+// current token: a single layer cannot, the decoder of a model can (engines/token_plan.h). Our
+// choices: all tokens compete by score, none is protected but the current one; a rebuilt token sees
+// what is cached or rebuilt and lies before it.
 
 #include "methods/engines/adore_controller.h"
+#include "methods/engines/rebuilding_cache.h"
 #include "methods/engines/token_scorers.h"
 
 namespace subquad {
@@ -52,15 +54,51 @@ struct Params {
   }
 };
 
-class Adore final : public PolicyMethod {
+// The plan of a whole model: the controller reads the tokens' embeddings.
+class AdorePlan final : public TokenPlan {
+ public:
+  AdorePlan(Index capacity, Index d_e, const RebuildOptions& options,
+            std::unique_ptr<TokenScorer> scorer)
+      : plan_(capacity, options, std::move(scorer)), d_e_(d_e) {
+    reset();
+  }
+  void reset() override { plan_.reset(); }
+  std::span<const std::int32_t> prefill(const float* x, Index length) override {
+    plan_.read_prompt(length, [&](Index t) { return token(x + t * d_e_); });
+    return {plan_.positions(), static_cast<std::size_t>(plan_.count())};
+  }
+  std::span<const std::int32_t> begin(const float* x) override {
+    plan_.begin(token(x));
+    return {plan_.positions(), static_cast<std::size_t>(plan_.total())};
+  }
+  std::span<const Move> end() override { return plan_.end(); }
+  Index count() const override { return plan_.count(); }
+  Index slots() const override { return plan_.slots(); }
+  double aux_bytes() const override { return plan_.aux_bytes(); }
+
+ private:
+  static StreamTokens token(const float* x) {
+    StreamTokens one;
+    one.x = x;
+    one.length = 1;
+    return one;
+  }
+
+  RebuildingPlan plan_;
+  Index d_e_;
+};
+
+class Adore final : public PolicyMethod, public PlansTokens {
  public:
   explicit Adore(const Params& params) : params_(params) {}
 
   std::string unsupported(const Problem&, Pass pass) const override {
     if (params_.rebuild == "model")
-      return "rebuild: model needs all layers of a model, this is one layer";
+      return "rebuild: model needs all layers of a model (decode, from: CHECKPOINT, layer: -1), "
+             "this "
+             "is one layer";
     if (params_.rebuild == "project" && params_.r > 0)
-      return "rebuild: project needs the projections of the layer, a trace has none";
+      return "rebuild: project needs the projections of the layer, which nobody gives here";
     if (params_.prefill == "prompt" && params_.score == "h2o")
       return "score: h2o needs prefill: stream, for it collects what is attended to";
     if (pass == Pass::fit && !params_.learned())
@@ -71,6 +109,21 @@ class Adore final : public PolicyMethod {
   void prepare(const Problem& problem, const Env& env) override {
     if (params_.learned()) net_ = make_net(stream_config(problem, env));
     PolicyMethod::prepare(problem, env);
+  }
+
+  std::unique_ptr<TokenPlan> make_token_plan(const DecodeConfig& config) const override {
+    if (params_.rebuild != "model") return nullptr;
+    if (params_.score == "h2o")
+      throw Unsupported("rebuild: model chooses before attention, score: h2o needs its weights");
+    const StreamConfig stream{.heads = config.heads,
+                              .capacity = config.capacity,
+                              .d_k = config.d_k,
+                              .d_v = config.d_v,
+                              .d_e = config.d_e,
+                              .seed = config.seed};
+    RebuildOptions options = params_.options();
+    options.prompt = true;  // a prompt is read at once: its keys and values are there
+    return std::make_unique<AdorePlan>(config.capacity, config.d_e, options, make_scorer(stream));
   }
 
   // The controller and its gradient besides the streams.
@@ -97,26 +150,13 @@ class Adore final : public PolicyMethod {
 
  protected:
   std::unique_ptr<PolicyStream> make_stream(const StreamConfig& config) const override {
-    std::unique_ptr<TokenScorer> scorer;
-    if (params_.score == "recency") {
-      scorer = std::make_unique<RecencyScorer>();
-    } else if (params_.score == "random") {
-      scorer = std::make_unique<RandomScorer>(config);
-    } else if (params_.score == "h2o") {
-      scorer = std::make_unique<CollectedScorer>(config.capacity);
-    } else {
-      const bool fits = net_ && net_->d_e == controller_width(config);
-      scorer = make_controller_scorer(config, fits ? net_ : make_net(config));
-    }
-    return std::make_unique<RebuildingCache>(config, params_.options(), std::move(scorer));
+    return std::make_unique<RebuildingCache>(config, params_.options(), make_scorer(config));
   }
   double stream_bytes(const StreamConfig& config) const override {
     const double tokens = static_cast<double>(config.capacity);
-    // The controller's rows for every token and for every distance.
     const double scorer =
         params_.learned()
-            ? 4.0 * (tokens + static_cast<double>(params_.distances + 2 * engine::kLanes)) *
-                  static_cast<double>(params_.hidden)
+            ? controller_scorer_bytes(config.capacity, params_.controller(), params_.r > 0)
         : params_.score == "h2o" ? 8.0 * tokens
                                  : 0;
     return RebuildingCache::allocated(config, params_.options()) + scorer;
@@ -126,6 +166,13 @@ class Adore final : public PolicyMethod {
   bool heads_share() const override { return true; }
 
  private:
+  std::unique_ptr<TokenScorer> make_scorer(const StreamConfig& config) const {
+    if (params_.score == "recency") return std::make_unique<RecencyScorer>();
+    if (params_.score == "random") return std::make_unique<RandomScorer>(config);
+    if (params_.score == "h2o") return std::make_unique<CollectedScorer>(config.capacity);
+    const bool fits = net_ && net_->d_e == controller_width(config);
+    return make_controller_scorer(config, fits ? net_ : make_net(config), params_.r > 0);
+  }
   std::shared_ptr<AdoreController> make_net(const StreamConfig& config) const {
     return std::make_shared<AdoreController>(params_.controller(), controller_width(config),
                                              config.seed);

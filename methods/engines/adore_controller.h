@@ -16,7 +16,7 @@
 #include <string>
 
 #include "harness/core/method.h"
-#include "methods/engines/rebuilding_cache.h"
+#include "methods/engines/rebuilding_plan.h"
 
 namespace subquad {
 
@@ -48,8 +48,13 @@ struct AdoreController {
 Index controller_width(const StreamConfig& config);
 
 // Scores by the controller. One step: the GRU, 3 d_z (d_e + d_z), and hidden multiply-adds a token.
+// `all_tokens`: every step scores the whole history (laid out for score_past), else the few in the
+// cache (for score_some); either does both.
 std::unique_ptr<TokenScorer> make_controller_scorer(const StreamConfig& config,
-                                                    std::shared_ptr<const AdoreController> net);
+                                                    std::shared_ptr<const AdoreController> net,
+                                                    bool all_tokens = true);
+// What it allocates, but for what neither depends on the capacity nor on the distances.
+double controller_scorer_bytes(Index capacity, const ControllerOptions& options, bool all_tokens);
 
 struct ControllerTraining {
   Index top_k = 128;  // labels: the K past tokens of largest head-mean weight

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 #include <vector>
 
 #include "harness/core/tensor.h"
@@ -43,23 +44,17 @@ class CacheSlots {
 
   // out [d_v] = softmax over slots [0, count) of scale q . k. O(count (d_k + d_v)).
   void attend(Index h, const float* q, double scale, Index count, float* out) {
-    using namespace engine;
-    const float factor = static_cast<float>(scale) * kLog2e;
-    for (Index c = 0; c < d_k_; ++c) query_[c] = factor * q[c];
-    const RowQuery query(query_.data(), d_k_, query_.data() + d_k_);
-    float* const weights = weights_.data() + h * padded_;
-    const Index used = parts(count);
-    for (Index p = 0; p < used; ++p) {
-      const Index first = p * kPart;
-      part_[static_cast<std::size_t>(p)] = attend_rows(
-          query, ContiguousRows{key(h, first), d_k_}, ContiguousRows{value(h, first), d_v_},
-          std::min(kPart, count - first), d_v_, weights + first, outs_.data() + p * d_v_);
-    }
-    const Part all = merge_parts(part_.data(), outs_.data(), used, d_v_, out);
-    for (Index p = 0; p < used; ++p) {
-      const float to_one = std::exp2(part_[static_cast<std::size_t>(p)].max - all.max) / all.sum;
-      for (Index j = p * kPart; j < std::min(count, (p + 1) * kPart); ++j) weights[j] *= to_one;
-    }
+    attend_rows_at(h, q, scale, count, out, [&](Index first, Index d, const float* base) {
+      return engine::ContiguousRows{base + first * d, d};
+    });
+  }
+  // The same over the slots named, whose weights then stand in the order of that list.
+  void attend(Index h, const float* q, double scale, std::span<const std::int32_t> slots,
+              float* out) {
+    attend_rows_at(h, q, scale, static_cast<Index>(slots.size()), out,
+                   [&](Index first, Index d, const float* base) {
+                     return engine::GatheredRows<std::int32_t>{base, d, slots.data() + first};
+                   });
   }
 
   // Bytes of keys and values of `tokens` tokens of every head.
@@ -75,6 +70,29 @@ class CacheSlots {
   }
 
  private:
+  // `rows(first, d, base)`: the rows from number `first` on, of a head's keys or values at `base`.
+  template <class Rows>
+  void attend_rows_at(Index h, const float* q, double scale, Index count, float* out,
+                      const Rows& rows) {
+    using namespace engine;
+    const float factor = static_cast<float>(scale) * kLog2e;
+    for (Index c = 0; c < d_k_; ++c) query_[c] = factor * q[c];
+    const RowQuery query(query_.data(), d_k_, query_.data() + d_k_);
+    float* const weights = weights_.data() + h * padded_;
+    const Index used = parts(count);
+    for (Index p = 0; p < used; ++p) {
+      const Index first = p * kPart;
+      part_[static_cast<std::size_t>(p)] = attend_rows(
+          query, rows(first, d_k_, key(h, 0)), rows(first, d_v_, value(h, 0)),
+          std::min(kPart, count - first), d_v_, weights + first, outs_.data() + p * d_v_);
+    }
+    const Part all = merge_parts(part_.data(), outs_.data(), used, d_v_, out);
+    for (Index p = 0; p < used; ++p) {
+      const float to_one = std::exp2(part_[static_cast<std::size_t>(p)].max - all.max) / all.sum;
+      for (Index j = p * kPart; j < std::min(count, (p + 1) * kPart); ++j) weights[j] *= to_one;
+    }
+  }
+
   static constexpr Index kPart = 1024;  // keys whose sums are added up in one go in float32
   static Index parts(Index slots) { return (slots + kPart - 1) / kPart; }
 

@@ -1,7 +1,7 @@
 // Importance of tokens without a learned controller: heuristics for the cache of ADORE.
 #pragma once
 
-#include "methods/engines/rebuilding_cache.h"
+#include "methods/engines/rebuilding_plan.h"
 
 namespace subquad {
 

@@ -247,6 +247,34 @@ TEST_CASE("two towers, a CLS token, padding and methods with parameters can be c
   }
 }
 
+TEST_CASE("all layers side by side come with the tokens' embeddings", "[model][capture]") {
+  const Folder folder;
+  const Trained t = trained(folder, "mqar", kSmall, {}, 16);
+  const TrainedModel model(folder.str());
+  const auto task = make_task("mqar", {{"from", folder.str()}, {"layer", Index{-1}}});
+  CHECK(task->adapt({.batch = 2, .n = 5, .n_kv = 5}).n == 5);
+  const Problem p = task->adapt({.batch = 2, .n = 99, .n_kv = 99});
+  CHECK(p.n == 16);
+  CHECK(p.heads == 4);
+  QKV data(p);
+  task->fill(p, 1, 0, &data);
+  CHECK(data.x.shape() == Shape{2, 1, 16, 12});
+  const auto embed = values(read_safetensors(model.path()), "embed.weight");
+  for (Index b = 0; b < 2; ++b) {
+    const Index example = first_example(1) + b;
+    const std::vector<QKV> layers = model.capture(Split::test, example);
+    for (Index h = 0; h < 4; ++h) {
+      const QKV& from = layers[static_cast<std::size_t>(h / 2)];
+      CHECK(std::equal(from.k.view().head_data(0, h % 2),
+                       from.k.view().head_data(0, h % 2) + 16 * 8, data.k.view().head_data(b, h)));
+    }
+    const TokenBatch batch = t.task->tokens(Split::test, example, 1, 16, t.setup.seed);
+    for (Index c = 0; c < 12; ++c)
+      CHECK(data.x.view().head_data(b, 0)[3 * 12 + c] ==
+            embed[static_cast<std::size_t>(batch.tokens[3] * 12 + c)]);
+  }
+}
+
 TEST_CASE("what cannot be captured is an error in one line", "[model][capture]") {
   const Folder folder;
   trained(folder, "mqar", kSmall, {}, 16);
