@@ -12,6 +12,10 @@ inline constexpr int kExitUsage = 2;    // bad usage or config, nothing run
 inline constexpr int kExitStorage = 3;  // results could not be stored
 
 void add_run(CLI::App& app, int* status);
+void add_plan(CLI::App& app, int* status);
+void add_merge(CLI::App& app, int* status);
+void add_submit(CLI::App& app, int* status);
+void add_compare(CLI::App& app, int* status);
 void add_list(CLI::App& app, int* status);
 void add_describe(CLI::App& app, int* status);
 void add_apply(CLI::App& app, int* status);

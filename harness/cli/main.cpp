@@ -37,8 +37,9 @@ int main(int argc, char** argv) {
     app.require_subcommand(1);
     app.set_version_flag("--version", SUBQUAD_VERSION);
     for (const auto add :
-         {add_run, add_list, add_describe, add_apply, add_sample, add_plot, add_table, add_report,
-          add_reproduce, add_new, add_doctor, add_test, add_train, add_capture, add_worker})
+         {add_run, add_plan, add_merge, add_submit, add_compare, add_list, add_describe, add_apply,
+          add_sample, add_plot, add_table, add_report, add_reproduce, add_new, add_doctor, add_test,
+          add_train, add_capture, add_worker})
       add(app, &status);
     try {
       app.parse(argc, argv);

@@ -9,9 +9,9 @@
 #include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "harness/cli/cli.h"
+#include "harness/cli/plan.h"
 #include "harness/core/error.h"
 #include "harness/measure/machine.h"
 #include "harness/sweep/config.h"
@@ -29,6 +29,7 @@ struct RunArguments {
   std::vector<std::string> filters, settings, plugins;
   bool resume = false, fresh = false, retry_failed = false, dry_run = false, no_plots = false,
        yes = false, follow = false;
+  int runners = 1;
 };
 
 std::pair<int, int> parse_shard(const std::string& text) {
@@ -56,31 +57,6 @@ std::string resume_command(const RunArguments& arguments, const std::string& dir
                                       {"--follow", arguments.follow}})
     if (given) command += fmt::format(" {}", option);
   return command + fmt::format(" --out {} --resume", shell_word(directory));
-}
-
-void print_plan(const Config& config) {
-  double seconds = 0;
-  std::set<std::string> references;
-  std::size_t widest = 6;
-  for (const Cell& cell : config.cells)
-    widest = std::max(widest, cell.method.size() + to_string(cell.method_settings).size() + 1);
-  fmt::print("{:16}  {:{}}  {:16}  {:9}  {}\n", "cell", "method", widest, "pass", "seconds",
-             "task and sizes");
-  for (const Cell& cell : config.cells) {
-    const std::string parameters = to_string(cell.method_settings);
-    const double estimate = config.rounds * estimated_seconds(cell);
-    seconds += estimate;
-    if (needs_reference(cell)) references.insert(cell.reference_id());
-    fmt::print("{:16}  {:{}}  {:16}  {:9.2f}  {}{}{} {} threads={} seed={}\n", cell.id(),
-               cell.method + (parameters.empty() ? "" : ":") + parameters, widest, name(cell.pass),
-               estimate, cell.task, cell.task_settings.empty() ? "" : ":",
-               to_string(cell.task_settings), cell.problem.str(), cell.threads, cell.seed);
-  }
-  fmt::print(
-      "{} cells x {} rounds = {} runs, at least {}, and {} exact references; nothing was run\n",
-      config.cells.size(), config.rounds,
-      config.cells.size() * static_cast<std::size_t>(config.rounds), human_seconds(seconds),
-      references.size());
 }
 
 void print_summary(const RunReport& report) {
@@ -121,11 +97,11 @@ int run(const RunArguments& arguments) {
   for (const std::string& filter : arguments.filters)
     config.cells = filter_cells(config.cells, filter);
   const auto [shard, shards] = parse_shard(arguments.shard);
-  config.cells = select_shard(config.cells, shard, shards);
+  take_shard(&config, shard, shards);
   if (config.cells.empty())
     throw UserError(fmt::format("{}: no cell is left after --filter and --shard", config.path));
   if (arguments.dry_run) {
-    print_plan(config);
+    print_plan(config, Estimator());
     return kExitOk;
   }
   const std::size_t runs = config.cells.size() * static_cast<std::size_t>(config.rounds);
@@ -141,6 +117,7 @@ int run(const RunArguments& arguments) {
                                         : Existing::same_plan;
   options.follow_links = arguments.follow;
   options.retry_failed = arguments.retry_failed;
+  options.runners = arguments.runners;
   const Provenance provenance{build_id(), cpu_model(), host_name(),
                               machine_description().dump(2) + "\n"};
   Progress progress(stderr);
@@ -203,6 +180,7 @@ void add_run(CLI::App& app, int* status) {
   command->add_flag("--no-plots", arguments->no_plots, "draw no figures at the end");
   command->add_flag("--yes", arguments->yes, fmt::format("allow more than {} runs", kAskAbove));
   command->add_flag("--follow", arguments->follow, "allow a run directory that is a symbolic link");
+  command->add_option("--runners", arguments->runners)->group("");  // set by `submit`
   command->callback([arguments, status] { *status = run(*arguments); });
 }
 

@@ -21,6 +21,10 @@ struct Config {
   bool plots = true;                 // draw the figures when the run ends
   std::vector<std::string> plugins;  // absolute paths
   std::vector<Cell> cells;           // the expanded product, in the order of the file
+  // One part of a sweep: cells are those of this shard, sweep_cells the ids of the whole (after
+  // --filter); else empty.
+  int shard = 0, shards = 1;
+  std::vector<std::string> sweep_cells;
   std::string
       resolved_yaml;  // the same sweep with every default written out; reads back to the same cells
 };

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "harness/core/error.h"
+#include "harness/sweep/estimate.h"
 
 namespace subquad {
 
@@ -24,40 +25,45 @@ std::vector<Cell> select_shard(const std::vector<Cell>& cells, int index, int co
     throw UserError(
         fmt::format("--shard: got {}/{}, expected I/N with 0 <= I < N (shards are counted from 0)",
                     index, count));
-  std::map<std::string, int> group;  // reference id -> number in order of appearance
   std::vector<Cell> selected;
-  for (const Cell& cell : cells) {
-    const int number =
-        group.emplace(cell.reference_id(), static_cast<int>(group.size())).first->second;
-    if (number % count == index) selected.push_back(cell);
-  }
+  const std::vector<int> shard = shard_of_cells(cells, count);
+  for (std::size_t i = 0; i < cells.size(); ++i)
+    if (shard[i] == index) selected.push_back(cells[i]);
   return selected;
 }
 
-namespace {
+std::string comparison_group(const Cell& cell) {
+  return cell.pass == Pass::train ? cell.id() : cell.reference_id();
+}
 
-// Six operations per parameter and token, and attention as if it were dense.
-double estimated_training(const Cell& cell) {
-  constexpr double kRate = 4e10;  // operations per second and thread: a guess, within a factor 3
-  const auto count = [&](const char* key) {
-    return static_cast<double>(std::get<Index>(cell.train.at(key)));
+std::vector<int> shard_of_cells(const std::vector<Cell>& cells, int count) {
+  if (count == 1) return std::vector<int>(cells.size(), 0);
+  struct Group {
+    double seconds = 0;
+    std::vector<std::size_t> cells;
   };
-  const Problem& p = cell.problem;
-  const double d = count("d_model") > 0 ? count("d_model") : static_cast<double>(p.heads * p.d_v);
-  const double mlp = std::get<double>(cell.train.at("mlp"));
-  const double per_token =
-      count("layers") * ((4 + 2 * mlp) * d * d + 2 * static_cast<double>(p.n) * d);
-  return 6 * count("steps") * static_cast<double>(p.batch * p.n) * per_token / kRate / cell.threads;
+  std::vector<Group> groups;  // in order of appearance
+  std::map<std::string, std::size_t> number;
+  for (std::size_t i = 0; i < cells.size(); ++i) {
+    const auto [found, fresh] = number.emplace(comparison_group(cells[i]), groups.size());
+    if (fresh) groups.push_back({reference_seconds(cells[i]), {}});
+    groups[found->second].seconds += estimated_seconds(cells[i]);
+    groups[found->second].cells.push_back(i);
+  }
+  // Longest first, each to the shard that has least. A stable sort: the same everywhere.
+  std::stable_sort(groups.begin(), groups.end(),
+                   [](const Group& a, const Group& b) { return a.seconds > b.seconds; });
+  std::vector<double> load(static_cast<std::size_t>(count), 0);
+  std::vector<int> shard(cells.size(), 0);
+  for (const Group& group : groups) {
+    const auto least = std::min_element(load.begin(), load.end());
+    *least += group.seconds;
+    for (const std::size_t i : group.cells) shard[i] = static_cast<int>(least - load.begin());
+  }
+  return shard;
 }
 
-}  // namespace
-
-double estimated_seconds(const Cell& cell) {
-  if (cell.pass == Pass::train && !cell.train.empty()) return estimated_training(cell);
-  constexpr double kProcess =
-      0.03;  // start, inputs, check and end of a worker, measured on small n
-  return kProcess + cell.measure.warmup_s + cell.measure.repetitions * cell.measure.min_time_s;
-}
+double estimated_seconds(const Cell& cell) { return Estimator().of(cell).seconds; }
 
 double reference_bytes(const Cell& cell) {
   const Problem& p = cell.problem;

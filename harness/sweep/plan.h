@@ -16,12 +16,18 @@ struct Step {
 // cells alike. A function of its arguments only.
 std::vector<Step> make_plan(std::size_t cells, int rounds, Seed seed);
 
-// Shard `index` of `count` (index from 0): whole reference groups dealt out in turn, so that no
-// exact reference is computed by two shards. UserError unless 0 <= index < count.
+// Cells that are compared with each other and share an exact reference: dense and its methods on
+// the same data. Trainings stand alone.
+std::string comparison_group(const Cell& cell);
+
+// The shard of every cell: whole comparison groups, the longest first, each to the shard that has
+// least to do. A function of its arguments only, whatever the machine.
+std::vector<int> shard_of_cells(const std::vector<Cell>& cells, int count);
+
+// Shard `index` of `count` (index from 0). UserError unless 0 <= index < count.
 std::vector<Cell> select_shard(const std::vector<Cell>& cells, int index, int count);
 
-// Wall seconds of one round of a cell, without its reference: a lower estimate from the options of
-// its measurement, since a call longer than min_time_s takes as long as it takes.
+// Wall seconds of one round of a cell, without its reference (Estimator without earlier results).
 double estimated_seconds(const Cell& cell);
 
 // Bytes of the exact reference of a cell at most.

@@ -145,6 +145,10 @@ inline constexpr Column kColumns[] = {
     {"row_error", "worker", "mean over rows of the relative error of a row"},
     {"token_p50_s", "worker", "decode: median time of a token, each timed alone"},
     {"token_p95_s", "worker", "decode: 95 % of the tokens take no longer"},
+    // where it ran
+    {"placement", "runner",
+     "processors that the worker might use, runners that measured at once on this machine (each on "
+     "processors of its own), and whether threads were pinned: a=1;b=2"},
 };
 
 }  // namespace subquad

@@ -21,19 +21,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string to_text(const Plan& plan) {
-  return nlohmann::json{{"cells", plan.cells}, {"rounds", plan.rounds}}.dump(1) + "\n";
-}
-
-Plan plan_from_text(const std::string& text, const std::string& path) {
-  try {
-    const nlohmann::json json = nlohmann::json::parse(text);
-    return {json.at("cells").get<std::set<std::string>>(), json.at("rounds").get<int>()};
-  } catch (const nlohmann::json::exception& error) {
-    throw StorageError(fmt::format("{}: damaged: {}; --fresh starts over", path, error.what()));
-  }
-}
-
 // Whether a directory holds nothing but what a runner makes before its plan is stored.
 bool holds_nothing(const std::string& path) {
   for (const fs::directory_entry& entry : fs::directory_iterator(path))
@@ -52,6 +39,37 @@ std::string default_directory(const std::string& name, int shard, int shards) {
         fmt::format("name: got \"{}\", expected [a-z0-9][a-z0-9_.-]{{0,63}} without \"..\"", name));
   return shards == 1 ? "results/" + name
                      : fmt::format("results/{}/shard-{}-of-{}", name, shard, shards);
+}
+
+std::string to_text(const Plan& plan) {
+  nlohmann::json json{{"cells", plan.cells}, {"rounds", plan.rounds}};
+  if (plan.shards > 1) {
+    json["shard"] = plan.shard;
+    json["shards"] = plan.shards;
+    json["sweep"] = plan.sweep;
+  }
+  return json.dump(1) + "\n";
+}
+
+Plan plan_from_text(const std::string& text, const std::string& path) {
+  try {
+    const nlohmann::json json = nlohmann::json::parse(text);
+    Plan plan;
+    json.at("cells").get_to(plan.cells);
+    json.at("rounds").get_to(plan.rounds);
+    if (json.contains("shards")) {
+      json.at("shard").get_to(plan.shard);
+      json.at("shards").get_to(plan.shards);
+      json.at("sweep").get_to(plan.sweep);
+    }
+    return plan;
+  } catch (const nlohmann::json::exception& error) {
+    throw StorageError(fmt::format("{}: damaged: {}; --fresh starts over", path, error.what()));
+  }
+}
+
+bool Plan::same_cells(const Plan& other) const {
+  return rounds == other.rounds && cells == other.cells;
 }
 
 bool Plan::contains(const Plan& other) const {
@@ -77,7 +95,7 @@ RunDirectory::RunDirectory(const std::string& path, const Plan& plan, Existing e
       const bool known = has("plan.json");
       const Plan stored =
           known ? plan_from_text(read_file("plan.json"), path_ + "/plan.json") : Plan{};
-      plan_is_part_ = stored.contains(plan) && !(stored == plan);
+      plan_is_part_ = stored.contains(plan) && !stored.same_cells(plan);
       if (!stored.contains(plan) && existing != Existing::resume)
         throw UserError(fmt::format(
             "{}: holds another run ({} cells x {} rounds, {}); --fresh moves it aside, --resume "

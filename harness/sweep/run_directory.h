@@ -21,9 +21,17 @@ enum class Existing {
 struct Plan {
   std::set<std::string> cells;  // ids
   int rounds = 0;
+  // Of a shard: which one, and the ids of the whole sweep, by which `merge` knows what is missing.
+  int shard = 0, shards = 1;
+  std::set<std::string> sweep = {};
+  bool same_cells(const Plan& other) const;
   bool contains(const Plan& other) const;
   bool operator==(const Plan&) const = default;
 };
+
+std::string to_text(const Plan& plan);  // content of plan.json
+// StorageError that names `path` when it is damaged.
+Plan plan_from_text(const std::string& text, const std::string& path);
 
 // results/<name>, or results/<name>/shard-I-of-N when there are several shards. UserError unless
 // the name is [a-z0-9][a-z0-9_.-]{0,63} without "..".

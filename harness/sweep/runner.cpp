@@ -20,6 +20,7 @@
 #include "harness/sweep/attempts_log.h"
 #include "harness/sweep/memory_limit.h"
 #include "harness/sweep/outcome.h"
+#include "harness/sweep/pool.h"
 #include "harness/sweep/process.h"
 #include "harness/sweep/results_store.h"
 #include "harness/sweep/utc_time.h"
@@ -143,7 +144,12 @@ Sweep::Sweep(const Config& config, const RunOptions& options, const Provenance& 
       provenance_(provenance),
       progress_(progress),
       ids_(ids_of(config.cells)),
-      directory_(options.directory, Plan{{ids_.begin(), ids_.end()}, config.rounds},
+      directory_(options.directory,
+                 Plan{{ids_.begin(), ids_.end()},
+                      config.rounds,
+                      config.shard,
+                      config.shards,
+                      {config.sweep_cells.begin(), config.sweep_cells.end()}},
                  options.existing, options.follow_links),
       store_(directory_.fd(), directory_.path(), options.file_calls),
       attempts_(directory_.fd(), directory_.path(), options.file_calls) {}
@@ -214,7 +220,7 @@ ProcessSpec Sweep::spec_for(const Job& job) const {
   if (kLimitMemory)
     spec.address_space_bytes = measure.memory_limit_mb > 0
                                    ? std::int64_t{measure.memory_limit_mb} << 20
-                                   : available_memory_bytes() / 10 * 9;
+                                   : available_memory_bytes() / 10 * 9 / options_.runners;
   return spec;
 }
 
@@ -324,6 +330,9 @@ void Sweep::run_step(const Step& step) {
   row["round"] = std::to_string(step.round);
   row["attempt"] = std::to_string(attempt);
   row["started"] = utc_time();
+  row["placement"] =
+      fmt::format("processors={};runners={};pin={}", processor_list(usable_processor_list()),
+                  options_.runners, cell.measure.pin ? 1 : 0);
   row["command"] = fmt::format("subquad run {} --filter cell={} --set rounds=1 --out {}",
                                shell_word(directory_.path() + "/config.resolved.yaml"), id,
                                shell_word("results/" + id));

@@ -28,6 +28,7 @@ struct RunOptions {
   // replaced meanwhile: the numbers of one run come from one build.
   std::vector<std::string> worker_command = {"/proc/self/exe", "worker"};
   double grace_s = 2;  // from SIGTERM to SIGKILL after a timeout
+  int runners = 1;     // that measure on this machine at once, each on processors of its own
   const StopRequest* stop = nullptr;
   FileCalls file_calls;  // of the results files; tests make them fail
 };

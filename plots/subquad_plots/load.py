@@ -34,6 +34,7 @@ TEXT = [
     "task", "task_params", "pass", "seed", "error_of", "method_metrics", "flags", "build",
     "build_id", "cpu", "host", "started", "command", "bounds_in", "bounded_by",
     "train_params", "evaluation", "stopped", "floors", "fit_params", "learned_from",
+    "placement",
 ]
 REQUIRED = ["cell_id", "round", "status", "method", "task", "pass", "n"]
 
