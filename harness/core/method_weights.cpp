@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "harness/core/error.h"
 #include "harness/core/safetensors.h"
@@ -36,11 +37,31 @@ std::string fill_path(std::string pattern, const std::string& method, const std:
 }
 
 void save_method_weights(const std::string& path, const std::string& method,
-                         const Settings& settings, Method& prepared) {
+                         const Settings& settings, Method& prepared, std::optional<Seed> seed) {
   std::vector<FileTensor> tensors;
   for (const Parameter* p : prepared.parameters())
     tensors.push_back({p->name, p->shape, "F32", p->value.data()});
-  write_safetensors(path, tensors, {{"method", method}, {"settings", to_string(settings)}});
+  std::map<std::string, std::string> metadata{{"method", method},
+                                              {"settings", to_string(settings)}};
+  if (seed) metadata["seed"] = std::to_string(*seed);
+  write_safetensors(path, tensors, metadata);
+}
+
+std::optional<Seed> weights_seed(const std::string& source) {
+  const auto [path, prefix] = split_source(source);
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) return std::nullopt;
+  const TensorFile file = read_safetensors(path);
+  try {
+    if (const auto seed = file.metadata.find("seed"); seed != file.metadata.end())
+      return std::stoull(seed->second);
+    const auto model = file.metadata.find("model");
+    if (prefix.empty() || model == file.metadata.end()) return std::nullopt;
+    const Seed seed = nlohmann::json::parse(model->second).at("seed");
+    return derive(seed, "method", {std::stoull(prefix.substr(std::string("layers.").size()))});
+  } catch (const std::exception& problem) {
+    throw UserError(fmt::format("weights: {}: its seed cannot be read: {}", path, problem.what()));
+  }
 }
 
 void load_method_weights(const std::string& source, const std::string& method, Method& prepared) {

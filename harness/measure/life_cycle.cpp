@@ -77,7 +77,8 @@ class LifeCycle {
                           .pass = cell_.pass,
                           .seed = cell_.seed,
                           .input_sets = cell_.measure.input_sets,
-                          .decode_tokens = cell_.measure.decode_tokens});
+                          .decode_tokens = cell_.measure.decode_tokens,
+                          .method_seed = method_seed()});
     make_checks();
     judgement_->load_reference(reference_path_);
     prepare_and_first_call();
@@ -132,6 +133,10 @@ class LifeCycle {
 
   std::string filled(const std::string& path) const {
     return fill_path(path, cell_.method, cell_.label, cell_.seed, cell_.problem.n);
+  }
+
+  std::optional<Seed> method_seed() const {
+    return cell_.weights.empty() ? std::nullopt : weights_seed(filled(cell_.weights));
   }
 
   // The parameters of a file, if one was named.
@@ -319,7 +324,8 @@ class LifeCycle {
                       .seed = cell_.seed,
                       .input_sets = 1,
                       .decode_tokens = 0,
-                      .gradients = true};
+                      .gradients = true,
+                      .method_seed = method_seed()};
     run_ = make_pass_run(*method_, entry_.info, *task_, config);
     make_checks();
     judgement_->load_reference(reference_path_);
@@ -367,7 +373,8 @@ class LifeCycle {
       path /= fmt::format("{}_{}.safetensors", cell_.method, cell_.id());
     std::error_code error;
     std::filesystem::create_directories(path.parent_path(), error);
-    save_method_weights(path.string(), cell_.method, cell_.method_settings, *method_);
+    save_method_weights(path.string(), cell_.method, cell_.method_settings, *method_,
+                        method_seed().value_or(cell_.seed));
   }
 
   // ---- verdict ----

@@ -115,7 +115,7 @@ class DecodePass final : public PassRun {
                                      .d_v = p.d_v,
                                      .d_e = x.empty() ? 0 : x.d(),
                                      .scale = p.logit_scale(),
-                                     .seed = config_.seed});
+                                     .seed = config_.method_seed.value_or(config_.seed)});
     SUBQUAD_CHECK(decoder_ != nullptr, "make_decoder returned nothing");
   }
   bool prepare_counts() const override { return false; }
@@ -235,7 +235,7 @@ PassRun::PassRun(Method& method, const Task& task, const PassConfig& config)
 }
 
 Env PassRun::env() const {
-  return {.seed = config_.seed,
+  return {.seed = config_.method_seed.value_or(config_.seed),
           .gradients = config_.gradients || config_.pass == Pass::backward ||
                        config_.pass == Pass::forward_backward,
           .d_model = inputs_[0].x.empty() ? 0 : inputs_[0].x.d()};

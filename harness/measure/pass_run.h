@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,7 +29,8 @@ struct PassConfig {
   Seed seed = 0;
   Index input_sets = 3;
   Index decode_tokens = 64;
-  bool gradients = false;  // backward will be called in any pass (a fit)
+  bool gradients = false;                          // backward will be called in any pass (a fit)
+  std::optional<Seed> method_seed = std::nullopt;  // of the method; none: `seed`
 };
 
 class PassRun {

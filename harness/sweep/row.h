@@ -56,7 +56,7 @@ inline constexpr Column kColumns[] = {
     {"repetitions", "worker", "samples taken"},
     {"iterations", "worker", "calls per sample"},
     {"setup_s", "worker", "prepare: plans, buffers, random features"},
-    {"fit_s", "worker", "training of the method's own parameters"},
+    {"fit_s", "worker", "training of the methods' own parameters, seconds"},
     {"fit_steps", "worker", "steps of that training; empty = not fitted"},
     {"tokens_per_s", "worker", "batch * n / time (decode: batch / time)"},
     {"gflops", "worker", "the method's own operation count / time"},
@@ -136,7 +136,8 @@ inline constexpr Column kColumns[] = {
     // learned parameters of methods
     {"fit_params", "runner", "fit: a=1;b=2, every option"},
     {"learned_from", "worker",
-     "how learned parameters came: initial (untrained), fit (in this cell), train, or a file"},
+     "how learned parameters came: initial (untrained), fit (in this cell), train, a file, or a list "
+     "of these"},
     {"fit_first_loss", "worker", "fit: squared relative error on training inputs before it"},
     {"fit_last_loss", "worker", "fit: mean of the same over the last tenth of the steps"},
     // what a query sees, where the method or its decoder shows it; and single tokens

@@ -10,6 +10,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
+#include "harness/core/method_weights.h"
 #include "harness/measure/train_cell.h"
 #include "harness/model/options.h"
 #include "harness/sweep/config.h"
@@ -201,6 +202,67 @@ TEST_CASE("a sweep takes q, k and v from a trained model", "[sweep][train][captu
   Cell training_on_it = cell;
   training_on_it.task_settings = sweep.cells[0].task_settings;
   CHECK(run(training_on_it).status == Status::unsupported);
+}
+
+TEST_CASE("rows say what their weights went through", "[sweep][train][fit]") {
+  const Folder folder;
+  const std::string config = R"(
+name: origin
+threads: 1
+rounds: 1
+passes: [train, forward, fit]
+seeds: 5
+problem: {batch: 2, heads: 2, n: 24, head_dim: 8, causal: false}
+methods: [{name: sea, cells: 8, top_k: 6, stretch: 1}]
+tasks: [{name: mqar_fused, n_keys: 20, n_values: 6}]
+train: {layers: 1, mlp: 0, merge: sum, steps: 2, warmup: 1, eval_every: 2, eval_examples: 2}
+fit: {steps: 3, sets: 1, save: )" +
+                             folder.path + R"(/fit.safetensors}
+measure: {min_time_s: 1e-4, repetitions: 1, warmup_s: 0, input_sets: 1}
+)";
+  const auto row = [&](const std::string& pass, std::vector<std::string> overrides) {
+    overrides.push_back("passes=" + pass);
+    const Config one = loaded(config, overrides);
+    REQUIRE(one.cells.size() == 1);
+    const JobResult result = run(one.cells[0]);
+    INFO(result.reason);
+    REQUIRE((result.status == Status::ok || result.status == Status::unstable));
+    return result.columns;
+  };
+  const std::string teacher = folder.path + "/teacher-5.safetensors",
+                    student = folder.path + "/student.safetensors";
+  CHECK(row("forward", {}).at("learned_from") == "initial");
+  auto columns = row("fit", {});
+  CHECK(columns.at("learned_from") == "fit");
+  CHECK(columns.at("fit_steps") == "3");
+  CHECK(std::stod(columns.at("fit_s")) > 0);
+  columns = row("forward", {"methods[0].weights=" + folder.path + "/fit.safetensors", "seeds=6"});
+  CHECK(columns.at("learned_from") == folder.path + "/fit.safetensors");
+  CHECK(weights_seed(folder.path + "/fit.safetensors") == Seed{5});
+
+  columns = row("train", {"train.steps=0"});
+  CHECK(columns.at("learned_from") == "initial");
+  CHECK(columns.at("steps") == "0");
+  CHECK_FALSE(columns.contains("fit_steps"));
+  columns = row("train",
+                {"methods=[dense]", "train.save=" + folder.path + "/teacher-{seed}.safetensors"});
+  CHECK(columns.at("learned_from") == "train");
+  // A student that nothing was done to is not taken for a trained one.
+  columns = row("train", {"train.teacher=" + teacher, "train.steps=0"});
+  CHECK(columns.at("learned_from") == teacher + " without methods");
+  columns =
+      row("train", {"train.teacher=" + teacher, "train.fit_steps=4", "train.save=" + student});
+  CHECK(columns.at("learned_from") == teacher + " without methods;fit;train");
+  CHECK(columns.at("fit_steps") == "4");
+  CHECK(std::stod(columns.at("fit_s")) > 0);
+  CHECK(columns.at("steps") == "2");
+  CHECK(std::stod(columns.at("time_s")) > 0);  // of a step
+  columns = row("train", {"train.init=" + student, "train.steps=0", "methods[0].top_k=12"});
+  CHECK(columns.at("learned_from") == student);
+  // The random features of a layer come with its weights.
+  columns = row("forward", {"methods[0].weights=" + student + ":0", "seeds=6"});
+  CHECK(columns.at("learned_from") == student + ":0");
+  CHECK(weights_seed(student + ":0") == derive(Seed{5}, "method", {0}));
 }
 
 TEST_CASE("keys of capture are no part of a cell that has no checkpoint",
