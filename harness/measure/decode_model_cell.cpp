@@ -86,12 +86,12 @@ class ModelDecoding {
     reset_peak();
     const double start = monotonic_seconds();
     decoder_ = std::make_unique<ModelDecoder>(
-        *model_,
-        DecodingSetup{.method = cell_.method,
-                      .settings = cell_.method_settings,
-                      .weights = fill_path(cell_.weights, cell_.method, cell_.label, cell_.seed),
-                      .batch = cell_.problem.batch,
-                      .seed = cell_.seed});
+        *model_, DecodingSetup{.method = cell_.method,
+                               .settings = cell_.method_settings,
+                               .weights = fill_path(cell_.weights, cell_.method, cell_.label,
+                                                    cell_.seed, cell_.problem.n),
+                               .batch = cell_.problem.batch,
+                               .seed = cell_.seed});
     report_.put("setup_s", monotonic_seconds() - start);
     tokens_.resize(static_cast<std::size_t>(cell_.problem.batch));
     logits_ = Matrix(cell_.problem.batch, decoder_->classes());
