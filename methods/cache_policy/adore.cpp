@@ -3,7 +3,7 @@
 // Source: Zhang et al. 2024 (arXiv 2407.02328, Findings of ACL 2024). A controller (GRU and MLP)
 // that reads token embeddings scores how important each past token is now; the cache keeps the m
 // best, and every step fetches the r best of those that were released. All heads share one set of
-// tokens. The machinery is in engines/rebuilding_cache, the controller in engines/adore_controller.
+// tokens. The machinery is in engines/rebuilding_plan, the controller in engines/adore_controller.
 //
 // Rebuilding: `copy` takes keys and values from a cold store, which isolates the choice of tokens;
 // `project` computes them from the layer's input, which needs the layer's projections and so a
