@@ -202,6 +202,9 @@ MethodInfo info() {
       "prefill: stream feeds a history token by token, as forward does; prompt reads it and keeps "
       "the "
       "m best at its end",
+      "rebuild: model, the paper's, decodes a whole model: from: CHECKPOINT, layer: -1; a prompt "
+      "is "
+      "then read at once, and the controller reads the tokens' embeddings",
       "forward is the stream fed token by token, as in decoding"};
   return i;
 }
