@@ -216,6 +216,8 @@ class ModelDecoding {
   }
 
   void put_quality(const Sums& sums, const CacheBytes& peak) {
+    if (decoder_->keys_per_query() > 0) report_.put("keys_per_query", decoder_->keys_per_query());
+    report_.put("state_bytes", peak.kv);
     report_.put("kv_bytes", peak.kv);
     report_.put("aux_bytes", peak.aux);
     report_.put("cold_bytes", peak.cold);

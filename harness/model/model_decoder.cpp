@@ -278,6 +278,10 @@ CacheBytes ModelDecoder::bytes() const {
   return all;
 }
 
+double ModelDecoder::keys_per_query() const {
+  return methods_.empty() ? 0 : methods_.front()->budget(problem_of(model_, batch_)).keys_per_query;
+}
+
 std::span<const std::int32_t> ModelDecoder::seen(Index b) const {
   return planned_.empty() ? std::span<const std::int32_t>()
                           : planned_[static_cast<std::size_t>(b)]->seen;

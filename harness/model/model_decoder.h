@@ -42,7 +42,8 @@ class ModelDecoder {
   Index length() const { return length_; }  // tokens seen
   Index batch() const { return batch_; }
   Index classes() const { return model_.sizes().labels.classes; }
-  CacheBytes bytes() const;  // of all layers, now
+  CacheBytes bytes() const;       // of all layers, now
+  double keys_per_query() const;  // the method's budget
   // How the method's parameters came: a file, "train" (the model was trained with this method),
   // "initial", or "" where it has none.
   const std::string& learned_from() const { return learned_from_; }

@@ -3,7 +3,7 @@
 // Source: Zhang et al. 2024 (arXiv 2407.02328, Findings of ACL 2024). A controller (GRU and MLP)
 // that reads token embeddings scores how important each past token is now; the cache keeps the m
 // best, and every step fetches the r best of those that were released. All heads share one set of
-// tokens. The machinery is in engines/rebuilding_cache, the controller in engines/adore_controller.
+// tokens. The machinery is in engines/rebuilding_plan, the controller in engines/adore_controller.
 //
 // Rebuilding: `copy` takes keys and values from a cold store, which isolates the choice of tokens;
 // `project` computes them from the layer's input, which needs the layer's projections and so a
@@ -202,6 +202,9 @@ MethodInfo info() {
       "prefill: stream feeds a history token by token, as forward does; prompt reads it and keeps "
       "the "
       "m best at its end",
+      "rebuild: model, the paper's, decodes a whole model: from: CHECKPOINT, layer: -1; a prompt "
+      "is "
+      "then read at once, and the controller reads the tokens' embeddings",
       "forward is the stream fed token by token, as in decoding"};
   return i;
 }

@@ -283,27 +283,29 @@ TEST_CASE("the recurrence of the loss is the autodiff GRU cell, and that of deco
     for (Index c = 0; c < 6; ++c) CHECK(work.z(t, c) == Approx(z.data()[c]).margin(1e-6));
   }
 
-  // Scores of decoding against the formula, all tokens at once and some.
-  const auto scorer = make_controller_scorer(stream_of(kLength, kWidth), net);
-  scorer->reset();
+  // Scores of decoding against the formula, all tokens at once and some, in both layouts.
   StreamTokens token;
-  for (Index n = 0; n < kLength; ++n) {
-    token.x = x.data() + n * kWidth;
-    scorer->append(token, n);
-    std::vector<float> past(static_cast<std::size_t>(n + 1), -99.f), some(past);
-    std::vector<std::int32_t> places;
-    for (Index i = 0; i < n; ++i) places.push_back(static_cast<std::int32_t>(i));
-    scorer->score_past(n, past.data());
-    scorer->score_some(n, places.data(), n, some.data());
-    CHECK(past[static_cast<std::size_t>(n)] == -99.f);
-    for (Index i = 0; i < n; ++i) {
-      float want = net->b2.value[0];
-      for (Index j = 0; j < 4; ++j)
-        want +=
-            net->w2.value[j] * std::max(0.f, work.a(i, j) + work.now(n, j) + net->b1.value[j] +
-                                                 work.by_distance(distance_bucket(n - i, 20), j));
-      CHECK(past[static_cast<std::size_t>(i)] == Approx(want).margin(1e-5));
-      CHECK(some[static_cast<std::size_t>(i)] == Approx(want).margin(1e-5));
+  for (const bool all : {true, false}) {
+    const auto scorer = make_controller_scorer(stream_of(kLength, kWidth), net, all);
+    scorer->reset();
+    for (Index n = 0; n < kLength; ++n) {
+      token.x = x.data() + n * kWidth;
+      scorer->append(token, n);
+      std::vector<float> past(static_cast<std::size_t>(n + 1), -99.f), some(past);
+      std::vector<std::int32_t> places;
+      for (Index i = 0; i < n; ++i) places.push_back(static_cast<std::int32_t>(i));
+      scorer->score_past(n, past.data());
+      scorer->score_some(n, places.data(), n, some.data());
+      CHECK(past[static_cast<std::size_t>(n)] == -99.f);
+      for (Index i = 0; i < n; ++i) {
+        float want = net->b2.value[0];
+        for (Index j = 0; j < 4; ++j)
+          want +=
+              net->w2.value[j] * std::max(0.f, work.a(i, j) + work.now(n, j) + net->b1.value[j] +
+                                                   work.by_distance(distance_bucket(n - i, 20), j));
+        CHECK(past[static_cast<std::size_t>(i)] == Approx(want).margin(1e-5));
+        CHECK(some[static_cast<std::size_t>(i)] == Approx(want).margin(1e-5));
+      }
     }
   }
 }

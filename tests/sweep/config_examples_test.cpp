@@ -19,6 +19,7 @@ namespace {
 const std::map<std::string, std::string> kNeedFiles{
     {"npy_capture", "npy: capture: not a directory"},
     {"captured", "results/recall: no such file"},
+    {"a1_model", "results/adore_a1/model: no such file"},
     {"a5_mqar", "results/adore_a5/mqar: no such file"},
     {"a5_mqar_fit", "results/adore_a5/mqar: no such file"},
     {"a5_char_lm", "results/adore_a5/char_lm: no such file"},
