@@ -58,6 +58,7 @@ SeaRuns runs_of(const SeaCsr& csr, Index n) {
 void SeaSparse::csr(const SeaCsr& rows, TensorView out) {
   const Index n = q.n(), d_k = q.d(), d_v = v.d();
   values.resize(rows.columns.size() + kLanes);
+  std::fill_n(out.data(), out.size(), 0.0f);
   std::vector<float> scaled(static_cast<std::size_t>(d_k)), tail(kLanes);
   const auto factor = static_cast<float>(scale) * kLog2e;
   for (Index t = 0; t < n; ++t)
@@ -69,27 +70,22 @@ void SeaSparse::csr(const SeaCsr& rows, TensorView out) {
                    .score(GatheredRows<std::int32_t>{k.data(), d_k, rows.columns.data() + from},
                           to - from, values.data() + from);
              });
+  // A second pass, so that the rows of k and those of v do not compete for the caches.
   std::vector<float> row(static_cast<std::size_t>(round_up(n, kLanes)));
   for (Index t = 0; t < n; ++t)
     segments(rows.columns.data(), rows.row_ptr[static_cast<std::size_t>(t)],
-             rows.row_ptr[static_cast<std::size_t>(t) + 1], n, [&](Index, Index from, Index to) {
+             rows.row_ptr[static_cast<std::size_t>(t) + 1], n, [&](Index h, Index from, Index to) {
                const Index count = to - from;
                std::copy_n(values.data() + from, count, row.data());
                const Bounds whole = mask_row(row.data(), {0, count}, nullptr, -kInfinity);
                const float shift = whole_shift(horizontal_max(row_max(row.data(), whole)));
                const float normal = 1 / horizontal_sum(exponentiate(row.data(), whole, shift));
-               for (Index e = 0; e < count; ++e)
-                 values[static_cast<std::size_t>(from + e)] =
-                     row[static_cast<std::size_t>(e)] * normal;
-             });
-  std::fill_n(out.data(), out.size(), 0.0f);
-  for (Index t = 0; t < n; ++t)
-    segments(rows.columns.data(), rows.row_ptr[static_cast<std::size_t>(t)],
-             rows.row_ptr[static_cast<std::size_t>(t) + 1], n, [&](Index h, Index from, Index to) {
+               float* const result = out.data() + (h * n + t) * d_v;
                add_weighted_rows(
-                   values.data() + from,
-                   GatheredRows<std::int32_t>{v.data(), d_v, rows.columns.data() + from}, to - from,
-                   d_v, out.data() + (h * n + t) * d_v);
+                   row.data(),
+                   GatheredRows<std::int32_t>{v.data(), d_v, rows.columns.data() + from}, count,
+                   d_v, result);
+               for (Index c = 0; c < d_v; ++c) result[c] *= normal;
              });
 }
 

@@ -30,13 +30,13 @@ SeaRuns runs_of(const SeaCsr& csr, Index n);
 struct SeaSparse {
   ConstTensorView q, k, v;  // [1, heads, n, d]
   double scale = 1;
-  std::vector<float> values;           // [nnz] of CSR and COO: the probabilities
+  std::vector<float> values;           // [nnz] of CSR: scores, of COO: the probabilities
   std::vector<float> most, sum;        // [heads * n] of COO
   std::vector<std::int32_t> expanded;  // keys of a row
 
-  // Products, softmax and the second products as operators of their own.
+  // All scores, then row by row softmax and weighted sum.
   void csr(const SeaCsr& rows, TensorView out);
-  // Entry by entry, in whatever order.
+  // Entry by entry, in whatever order; products, softmax, second products one after another.
   void coo(const SeaCoo& entries, TensorView out);
   // All in one, without values in memory.
   void runs(const SeaRuns& rows, TensorView out);
