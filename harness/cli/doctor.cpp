@@ -3,12 +3,15 @@
 #include <fmt/ranges.h>
 
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "harness/cli/options.h"
+#include "harness/measure/flags.h"
 #include "harness/measure/machine.h"
 #include "harness/measure/machine_check.h"
+#include "harness/sweep/results_csv.h"
 
 namespace subquad {
 namespace {
@@ -18,7 +21,8 @@ using nlohmann::ordered_json;
 
 struct Options {
   double seconds = 4;
-  bool json = false;
+  bool json = false, flags = false;
+  std::string results;
 };
 
 // Text of a JSON value, "not known" for null: /sys says little in virtual machines.
@@ -146,6 +150,41 @@ void print(const json& machine, const DoctorFacts& facts) {
   for (const Advice& item : advice) fmt::print("  {}\n      -> {}\n", item.problem, item.remedy);
 }
 
+void print_flag(const std::string& flag, const std::string& title) {
+  const FlagHelp* help = find_flag(flag);
+  fmt::print("{}: {}\n      -> {}\n", title, help == nullptr ? "unknown" : help->meaning,
+             help == nullptr ? "it may be of another version of subquad" : help->remedy);
+}
+
+// What put the rows of a run directory in doubt.
+void explain_results(const std::string& directory) {
+  struct Count {
+    std::size_t rows = 0, unstable = 0;
+  };
+  std::map<std::string, Count> flags;
+  std::size_t unstable = 0;
+  const auto rows = final_rows(read_results_csv(directory + "/results.csv"));
+  for (const RowFields& row : rows) {
+    const bool doubtful = row.at("status") == "unstable";
+    unstable += doubtful;
+    const auto field = row.find("flags");
+    std::string rest = field == row.end() ? "" : field->second + ";";
+    for (std::size_t end = 0; (end = rest.find(';')) != std::string::npos;
+         rest = rest.substr(end + 1)) {
+      const std::string flag = rest.substr(0, rest.find_first_of(":=;"));
+      if (flag.empty()) continue;
+      ++flags[flag].rows;
+      flags[flag].unstable += doubtful;
+    }
+  }
+  fmt::print(
+      "{} rows, {} of them unstable ({:.1f} %)\n", rows.size(), unstable,
+      rows.empty() ? 0 : 100.0 * static_cast<double>(unstable) / static_cast<double>(rows.size()));
+  for (const auto& [flag, count] : flags)
+    print_flag(flag, fmt::format("  {} in {} rows, {} of them unstable", flag, count.rows,
+                                 count.unstable));
+}
+
 }  // namespace
 
 void add_doctor(CLI::App& app, int*) {
@@ -155,7 +194,15 @@ void add_doctor(CLI::App& app, int*) {
   command->add_option("--seconds", options->seconds, "How long to measure noise and speed")
       ->check(CLI::Range(0.1, 600.0));
   command->add_flag("--json", options->json, "As JSON");
+  command->add_flag("--flags", options->flags, "What each flag of a row means; measures nothing");
+  command->add_option("--results", options->results,
+                      "What put rows of this run directory in doubt; measures nothing");
   command->callback([options] {
+    if (options->flags)
+      for (const FlagHelp& help : all_flags())
+        print_flag(std::string(help.flag), std::string(help.flag));
+    if (!options->results.empty()) explain_results(options->results);
+    if (options->flags || !options->results.empty()) return;
     const json machine = machine_description();
     const DoctorFacts facts = gather(machine, options->seconds);
     if (options->json) {

@@ -246,6 +246,7 @@ class LifeCycle {
       report_.doubt(std::move(d));
     report_.put_count("context_switches", noise.context_switches);
     report_.put("steal_s", noise.steal_s);
+    report_.put("waited_s", noise.waited_s);
     if (const double mhz = core0_mhz(); mhz > 0) report_.put("mhz", mhz);
     report_.put("calibration_before", noise.calibration_before);
     report_.put("calibration_after", noise.calibration_after);

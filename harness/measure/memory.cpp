@@ -1,5 +1,6 @@
 #include "harness/measure/memory.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -68,6 +69,22 @@ std::int64_t involuntary_context_switches() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return usage.ru_nivcsw;
+}
+
+double waiting_seconds() {
+  // schedstat of a thread: time on a processor and time waiting for one in ns, time slices
+  double nanoseconds = 0;
+  DIR* const threads = opendir("/proc/self/task");
+  if (threads == nullptr) return 0;
+  while (const dirent* thread = readdir(threads)) {
+    if (thread->d_name[0] == '.') continue;
+    const std::string path = std::string("/proc/self/task/") + thread->d_name + "/schedstat";
+    const std::string text = head_of(path.c_str());
+    const std::size_t space = text.find(' ');
+    if (space != std::string::npos) nanoseconds += number(std::string_view(text).substr(space + 1));
+  }
+  closedir(threads);
+  return 1e-9 * nanoseconds;
 }
 
 double cpu_seconds() { return clock_seconds(CLOCK_PROCESS_CPUTIME_ID); }

@@ -19,6 +19,8 @@ constexpr double kMaxFrequencyChange = 0.1;
 constexpr double kMaxSwitchesPerSecond = 100;
 constexpr double kMinSample = 1e-3;  // seconds; pyperf's limit for one raw value
 constexpr double kMaxExtraCpu = 1.15;
+// Our choice: a quiet machine shows below 0.5 %, one neighbour on the same core 30 to 50 %.
+constexpr double kMaxWaited = 0.03;  // of the wall time
 
 }  // namespace
 
@@ -39,8 +41,12 @@ double calibrate() {
 }
 
 NoiseSnapshot noise_snapshot() {
-  return {monotonic_seconds(), boottime_seconds(), cpu_seconds(), steal_seconds(),
-          involuntary_context_switches()};
+  return {monotonic_seconds(),
+          boottime_seconds(),
+          cpu_seconds(),
+          steal_seconds(),
+          involuntary_context_switches(),
+          waiting_seconds()};
 }
 
 Noise noise_between(const NoiseSnapshot& before, const NoiseSnapshot& after) {
@@ -50,6 +56,7 @@ Noise noise_between(const NoiseSnapshot& before, const NoiseSnapshot& after) {
   noise.steal_s = after.steal_s - before.steal_s;
   noise.cpu_s = after.cpu_s - before.cpu_s;
   noise.context_switches = after.context_switches - before.context_switches;
+  noise.waited_s = after.waiting_s - before.waiting_s;
   noise.cores = std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
   return noise;
 }
@@ -90,6 +97,12 @@ std::vector<Doubt> doubts(const std::vector<double>& samples, Index iterations, 
                     fmt::format("{} involuntary context switches in {:.2f} s",
                                 noise.context_switches, noise.wall_s),
                     false});
+  if (noise.waited_s > kMaxWaited * noise.wall_s)
+    list.push_back({"waited",
+                    fmt::format("its threads waited for a processor for {:.1f} % of the time, "
+                                "limit {:.0f} %",
+                                100 * noise.waited_s / noise.wall_s, 100 * kMaxWaited),
+                    true});
   const double ratio = noise.calibration_after / noise.calibration_before;
   if (noise.calibration_before > 0 && !(std::fabs(ratio - 1) <= kMaxFrequencyChange))
     list.push_back(

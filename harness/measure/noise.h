@@ -17,6 +17,7 @@ double calibrate();
 struct NoiseSnapshot {
   double monotonic_s = 0, boottime_s = 0, cpu_s = 0, steal_s = 0;
   std::int64_t context_switches = 0;  // involuntary
+  double waiting_s = 0;               // of all threads, runnable without a processor
 };
 NoiseSnapshot noise_snapshot();
 
@@ -27,6 +28,7 @@ struct Noise {
   double steal_s = 0;  // all cores
   double cpu_s = 0;    // of this process
   std::int64_t context_switches = 0;
+  double waited_s = 0;  // all threads together
   double calibration_before = 0, calibration_after = 0;
   int cores = 1;  // of the machine
 };

@@ -147,6 +147,7 @@ inline constexpr Column kColumns[] = {
     {"token_p50_s", "worker", "decode: median time of a token, each timed alone"},
     {"token_p95_s", "worker", "decode: 95 % of the tokens take no longer"},
     // where it ran
+    {"waited_s", "worker", "time that its threads waited for a processor while timing, together"},
     {"placement", "runner",
      "processors that the worker might use, runners that measured at once on this machine (each on "
      "processors of its own), and whether threads were pinned: a=1;b=2"},

@@ -28,6 +28,7 @@ NUMERIC = [
     "accuracy", "loss", "bits", "perplexity", "validation_accuracy", "validation_loss",
     "best_accuracy", "steps", "best_step", "half_step", "parameters", "fit_first_loss",
     "fit_last_loss", "recall_topk", "mass_recall", "row_error", "token_p50_s", "token_p95_s",
+    "waited_s",
 ]
 TEXT = [
     "cell_id", "status", "reason", "method", "label", "method_params", "family", "approximates",

@@ -1,9 +1,33 @@
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>
+#include <regex>
 
 #include "tests/cli/shell.h"
 
 using namespace subquad::test;
+
+TEST_CASE("doctor explains every flag that the code can raise", "[cli][doctor]") {
+  const Finished result = subquad::test::subquad("doctor --flags");
+  REQUIRE(result.status == 0);
+  int found = 0;
+  const std::regex raised("(?:doubt\\(|add_flag\\(result, |push_back\\(\\s*\\{)\"([a-z_]+)\"");
+  for (const auto& entry : fs::recursive_directory_iterator(SUBQUAD_SOURCE_DIR "/harness")) {
+    const std::string path = entry.path().string();
+    // Elsewhere braces in a push_back make other things.
+    const bool doubts = path.find("/sweep/") != std::string::npos || path.ends_with("noise.cpp") ||
+                        path.ends_with("life_cycle.cpp") || path.ends_with("judgement.cpp") ||
+                        path.ends_with("attention_matrix.cpp");
+    if (!path.ends_with(".cpp") || !doubts) continue;
+    const std::string source = contents(path);
+    for (std::sregex_iterator match(source.begin(), source.end(), raised), end; match != end;
+         ++match) {
+      ++found;
+      INFO(path << " raises " << (*match)[1]);
+      CHECK(("\n" + result.out).find("\n" + (*match)[1].str() + ": ") != std::string::npos);
+    }
+  }
+  CHECK(found >= 18);
+}
 
 TEST_CASE("doctor --json describes machine, speed and noise", "[cli][doctor]") {
   const Finished result = subquad::test::subquad("doctor --json --seconds 0.4");

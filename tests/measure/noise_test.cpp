@@ -59,6 +59,11 @@ TEST_CASE("each disturbance raises its own doubt", "[noise]") {
   noise.context_switches = 5000;
   CHECK(flags(kSteady, noise) == "context_switches ");
   noise = quiet();
+  noise.waited_s = 0.2;  // of 10 s
+  CHECK(flags(kSteady, noise) == "");
+  noise.waited_s = 0.4;
+  CHECK(flags(kSteady, noise) == "waited! ");
+  noise = quiet();
   noise.calibration_after = 44;
   CHECK(flags(kSteady, noise) == "frequency ");
   noise.calibration_after = 46;
