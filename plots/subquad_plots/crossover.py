@@ -1,5 +1,6 @@
 """Crossover lengths of a view, as `subquad plot` has computed them (crossover.csv)."""
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -26,8 +27,8 @@ def number(text):
 def same(text, value):
     if isinstance(value, str):
         return text == value
-    try:
-        return float(text) == value
+    try:  # pandas reads some numbers one bit off
+        return math.isclose(float(text), value, rel_tol=1e-12)
     except ValueError:
         return pd.isna(value) or value == -1
 

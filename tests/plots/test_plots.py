@@ -15,10 +15,12 @@ sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parents[1] / "plots"))
 sys.dont_write_bytecode = True
 
+import pandas as pd  # noqa: E402
+
 import plot  # noqa: E402  (plots/plot.py)
 import synthetic  # noqa: E402
 import table  # noqa: E402  (plots/table.py)
-from subquad_plots import bound, bounds, budget, fit, load, matrix_error, views  # noqa: E402
+from subquad_plots import bound, bounds, budget, crossover, fit, load, matrix_error, views  # noqa: E402
 from subquad_plots.errors import UserError  # noqa: E402
 
 
@@ -64,6 +66,14 @@ class Exponents(unittest.TestCase):
             slope = fit.exponent(n, [3e-9 * x**power for x in n])
             value = slope[0] if isinstance(slope, tuple) else slope.value
             self.assertAlmostEqual(value, power, places=6)
+
+
+class Crossovers(unittest.TestCase):
+    def test_a_scale_that_pandas_reads_one_bit_off_is_the_same(self):
+        text = "0.08838834764831843"  # 1 / sqrt(128)
+        self.assertTrue(crossover.same(text, float(pd.to_numeric(pd.Series([text]))[0])))
+        self.assertTrue(crossover.same(text, float(text)))
+        self.assertFalse(crossover.same(text, 0.0884))
 
 
 class Loading(WithDirectory):
