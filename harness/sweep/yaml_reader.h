@@ -29,6 +29,8 @@ struct YamlProblem {
   std::string message;
 };
 
+struct YamlEntry;
+
 struct YamlNode {
   enum class Kind { null, scalar, sequence, map };
 
@@ -37,10 +39,16 @@ struct YamlNode {
   bool quoted = false;  // a scalar that is text for sure: "12", '12', |, >
   std::string text;     // of a scalar
   std::vector<YamlNode> items;
-  std::vector<std::pair<YamlNode, YamlNode>> entries;  // keys are scalars, each occurs once
+  std::vector<YamlEntry> entries;  // keys are scalars, each occurs once
 
   const YamlNode* find(std::string_view key) const;  // the value, or null
   YamlNode* find(std::string_view key);
+};
+
+// A key and its value. (A pair of nodes inside a node would be a pair of an incomplete type.)
+struct YamlEntry {
+  YamlEntry(YamlNode key, YamlNode value) : first(std::move(key)), second(std::move(value)) {}
+  YamlNode first, second;
 };
 
 // Bounds of what is read; beyond them the text is refused before it can do harm.

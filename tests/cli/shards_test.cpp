@@ -55,7 +55,7 @@ TEST_CASE("errors are the same bits in any order, sharded, pooled or resumed", "
   CHECK(merged.err.find("merged 4 directories: 12 of 12 runs") != std::string::npos);
   same("merged");
   // A difference is found and told by the status.
-  CHECK(in(dir, "run c.yaml --out fewer --filter n=24").status == 0);
+  fs::copy(dir / "results/shards/shard-0-of-4", dir / "fewer", fs::copy_options::recursive);
   CHECK(in(dir, "compare whole fewer --values").status == 1);
   CHECK(in(dir, "compare whole fewer --include-unstable --threshold 10").status ==
         1);  // cells gone
@@ -67,7 +67,7 @@ TEST_CASE("the local pool runs shards on cores of their own, and the rows say so
           "[cli][shards]") {
   const TemporaryDirectory dir;
   write_config(dir);
-  const std::string submit = "submit c.yaml --engine local --shards 2 --out pool";
+  const std::string submit = "submit c.yaml --engine local --shards 2 --out pool --set seeds=1";
   // Two runners need two cores; where there is one only, that is refused before anything runs.
   const Finished two = in(dir, submit + " --jobs 2");
   INFO(two.err);
@@ -79,7 +79,7 @@ TEST_CASE("the local pool runs shards on cores of their own, and the rows say so
     REQUIRE(two.status == 0);
   }
   const std::string rows = contents(dir / "pool/merged/results.csv");
-  CHECK(line_count(rows) == 13);
+  CHECK(line_count(rows) == 7);
   CHECK(rows.find(refused ? ";runners=1;" : ";runners=2;") != std::string::npos);
   CHECK(contents(dir / "pool/log/shard-0-of-2.log").find("runs asked for") != std::string::npos);
   // Again: there is nothing to do, and the result stays.

@@ -59,9 +59,9 @@ TEST_CASE("each disturbance raises its own doubt", "[noise]") {
   noise.context_switches = 5000;
   CHECK(flags(kSteady, noise) == "context_switches ");
   noise = quiet();
-  noise.waited_s = 0.2;  // of 10 s
+  noise.waited_s = 0.9;  // of 10 s
   CHECK(flags(kSteady, noise) == "");
-  noise.waited_s = 0.4;
+  noise.waited_s = 1.1;
   CHECK(flags(kSteady, noise) == "waited! ");
   noise = quiet();
   noise.calibration_after = 44;

@@ -1,0 +1,57 @@
+// Two git revisions: built in work trees, measured in turn, compared.
+#include <catch2/catch.hpp>
+
+#include "harness/sweep/results_csv.h"
+#include "tests/cli/shell.h"
+
+using namespace subquad::test;
+
+TEST_CASE("two revisions are built and measured in turn", "[cli][compare]") {
+  const TemporaryDirectory dir;
+  if (shell("git --version && cmake --version").status != 0) {
+    WARN("no git or no cmake here");
+    return;
+  }
+  // A repository whose target `subquad` hands over to the real one; the second revision gives its
+  // workers too little memory, so everything fails in it.
+  std::ofstream(dir / "repo.sh") << fmt::format(
+      R"(set -e
+mkdir repo && cd repo && git init -q
+cat >CMakeLists.txt <<X
+cmake_minimum_required(VERSION 3.25)
+project(fake NONE)
+add_custom_target(subquad COMMAND \${{CMAKE_COMMAND}} -E copy \${{CMAKE_SOURCE_DIR}}/start \${{CMAKE_BINARY_DIR}}/subquad)
+X
+printf '#!/bin/sh\nexec {0} "$@"\n' >start && chmod +x start
+export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a
+git add . && git commit -qm one && git tag one
+printf '#!/bin/sh\nexec {0} "$@" --set measure.memory_limit_mb=1\n' >start
+git commit -qam two
+)",
+      SUBQUAD_BINARY);
+  REQUIRE(shell(fmt::format("cd '{}' && sh repo.sh", dir.path().string())).status == 0);
+  std::ofstream(dir / "c.yaml")
+      << "name: c\nthreads: 1\nproblem: {n: 24, d_k: 8, d_v: 8}\nmethods: [dense]\n"
+         "tasks: [gaussian]\nmeasure: {min_time_s: 0.001, repetitions: 2, max_spread: 1000}\n";
+  const auto compare = [&](const std::string& other) {
+    return shell(
+        fmt::format("cd '{}' && '{}' compare one {} --source repo --config c.yaml --rounds 2 "
+                    "--threshold 10 --include-unstable",
+                    dir.path().string(), SUBQUAD_BINARY, other));
+  };
+  const Finished same = compare("one~0");
+  INFO(same.out << same.err);
+  CHECK(same.status == 0);
+  CHECK(same.out.find("1 cells in both: 0 regressions") != std::string::npos);
+  for (const char* side : {"a", "b"})
+    CHECK(subquad::read_results_csv(dir / ("results/compare/" + std::string(side) + "/results.csv"))
+              .size() == 2);
+  const Finished worse = compare("HEAD");
+  INFO(worse.out << worse.err);
+  CHECK(worse.status == 1);
+  CHECK(worse.out.find("WORSE") != std::string::npos);
+  CHECK(worse.out.find("status") != std::string::npos);
+  // Without a config there is nothing to measure.
+  CHECK(shell(fmt::format("cd '{}' && '{}' compare one HEAD", dir.path().string(), SUBQUAD_BINARY))
+            .status == 2);
+}
