@@ -14,9 +14,6 @@ const std::vector<Field<TrainOptions>>& train_fields() {
              {"none", "learned", "sinusoidal", "sinusoidal_concat", "rope"},
              "learned or sinusoidal are added to the embedding, sinusoidal_concat takes half of "
              "it, rope turns q and k"),
-      choice("tokens", &O::tokens, {"names", "ordinal"},
-             "what token ids are: names, whose embeddings start at random, or the steps of a scale "
-             "(brightness), whose neighbours start alike"),
       param("conv", &O::conv, {0, 64}, "taps of a causal depthwise convolution in front; 0 = none"),
       param("tied", &O::tied, "the output layer of a token model is the embedding"),
       choice("pool", &O::pool, {"mean", "cls", "last"}, "what a sequence classifier reads"),

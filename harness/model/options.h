@@ -17,7 +17,6 @@ struct TrainOptions {
   std::string norm = "pre";  // pre: x + f(LN x); post: LN(x + f(x))
   std::string activation = "gelu";
   std::string positions = "learned";
-  std::string tokens = "names";  // or "ordinal": ids are the steps of a scale
   Index conv = 0;                // taps of a causal depthwise convolution in front; 0 = none
   bool tied = true;              // the output layer of a token model is the embedding
   std::string pool = "mean";     // what a sequence classifier reads

@@ -18,8 +18,7 @@ struct ParameterEntry {
   double init_std = 0, init_mean = 0;
   Index first_rows = 0;  // rows of dims[0] that begin with first_std instead
   double first_std = 0;
-  double rate = 1;        // factor of the learning rate
-  Index smooth_rows = 0;  // rows of dims[0] that begin as waves along the rows: neighbours alike
+  double rate = 1;  // factor of the learning rate
 };
 
 class ParameterLayout {
@@ -33,7 +32,6 @@ class ParameterLayout {
     size_ += (dims.count() + 15) / 16 * 16;  // every tensor starts a cache line; gaps stay zero
     return entries_.size() - 1;
   }
-  void set_smooth_rows(std::size_t number, Index rows) { entries_[number].smooth_rows = rows; }
   // The first rows of an entry begin with another standard deviation.
   void set_first_rows(std::size_t number, Index rows, double std) {
     entries_[number].first_rows = rows;

@@ -1,9 +1,6 @@
 #include "harness/model/transformer.h"
 
 #include <cmath>
-#include <numbers>
-
-#include "harness/core/random.h"
 
 namespace subquad {
 
@@ -28,18 +25,6 @@ void initialise(const ParameterLayout& layout, Seed seed, float* weights) {
     for (Index i = 0; i < count; ++i)
       to[i] = static_cast<float>(entry.init_mean + (i < first ? entry.first_std : entry.init_std) *
                                                        static_cast<double>(to[i]));
-    // Columns are waves of 0.25 to 4 periods over all rows, of the variance of the others.
-    Random random(seed, "waves " + entry.name);
-    const Index columns = entry.smooth_rows > 0 ? count / entry.dims[0] : 0;
-    for (Index c = 0; c < columns; ++c) {
-      const double periods = random.uniform(0.25, 4), phase = random.uniform();
-      for (Index r = 0; r < entry.smooth_rows; ++r) {
-        const double turn =
-            periods * static_cast<double>(r) / static_cast<double>(entry.smooth_rows) + phase;
-        to[r * columns + c] = static_cast<float>(entry.init_std * std::numbers::sqrt2 *
-                                                 std::sin(2 * std::numbers::pi * turn));
-      }
-    }
   }
 }
 
@@ -79,7 +64,6 @@ Transformer<T>::Transformer(const TrainOptions& options, const ModelSizes& sizes
                                 sizes.labels.tokens_per_position, width));
   embed_ = layout_.add("embed.weight", {sizes.labels.vocabulary + (cls ? 1 : 0), width / parts},
                        true, std);
-  if (options.tokens == "ordinal") layout_.set_smooth_rows(embed_, sizes.labels.vocabulary);
   if (options.positions == "learned") position_ = layout_.add("pos.weight", {n, d}, true, std);
   if (options.positions == "sinusoidal" || concat)
     sinusoid_ = sinusoid_table<T>(n, concat ? d - width : d);
