@@ -136,7 +136,8 @@ inline constexpr Column kColumns[] = {
     // learned parameters of methods
     {"fit_params", "runner", "fit: a=1;b=2, every option"},
     {"learned_from", "worker",
-     "how learned parameters came: initial (untrained), fit (in this cell), train, a file, or a list "
+     "how learned parameters came: initial (untrained), fit (in this cell), train, a file, or a "
+     "list "
      "of these"},
     {"fit_first_loss", "worker", "fit: squared relative error on training inputs before it"},
     {"fit_last_loss", "worker", "fit: mean of the same over the last tenth of the steps"},
