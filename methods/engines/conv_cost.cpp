@@ -20,7 +20,9 @@ constexpr double kExponential = 0.73e-9;  // seconds each, with the sums of the 
 constexpr double kMove = 0.2e-9;          // seconds per double moved to or from a block's transform
 constexpr double kMoveFar = 1.9e-9;       // and when a tile's spectra are far larger than
 constexpr double kTile = 3.5e6;           // this many bytes
-constexpr double kMoveLong = 0.57e-9;     // per double of a long transform
+constexpr double kMoveLong = 0.2e-9;      // per double of a long transform
+constexpr double kMoveLongFar = 0.57e-9;  // and when the columns are far larger than
+constexpr double kColumns = 1.05e6;       // this many bytes
 constexpr double kCall = 10e-6;           // seconds of everything else
 
 // FFTW's operations per second, 2.5 F log2 F of them, planned by estimate, double.
@@ -62,8 +64,9 @@ Cost cost(const ConvSizes& s, ConvEngine engine, Index block) {
   // Transforms of one length, and products of their spectra.
   const auto add_long = [&](double length, double transforms, double products) {
     const double spectra = products * length / 2 * 8;
+    const double move = between(kMoveLong, kMoveLongFar, length * m * 8 / kColumns, 1.5);
     c.operations += transforms * transform_operations(length) + spectra;
-    c.seconds += transforms * (transform_seconds(length) + length * kMoveLong * wide / 2) +
+    c.seconds += transforms * (transform_seconds(length) + length * move * wide / 2) +
                  spectra / kSpectra * wide / 2;
   };
   if (engine == ConvEngine::direct) {
