@@ -11,7 +11,7 @@
 // v_t = U[value_t] at pairs and 0 elsewhere; C, U as in sequences.h, r^2 scale = sharpness. Exact
 // attention of a query, and of a pair, finds the pair.
 
-#include "tasks/sequences.h"
+#include "tasks/recall.h"
 
 namespace subquad {
 namespace {
@@ -37,31 +37,7 @@ class MqarFused final : public Task {
     std::vector<Tokens> sequences;
     for (Index b = 0; b < p.batch; ++b)
       sequences.push_back(generate(qkv_seed(seed, "mqar_fused", set, b), p.n_kv, pairs).tokens);
-    const double scale = p.logit_scale(), r = std::sqrt(params_.sharpness / std::fabs(scale));
-    const float sign = scale < 0 ? -1.0f : 1.0f;
-    const Index offset = p.causal_offset();
-    for_rows(p.batch, p.heads, p.n_kv, [&](Index b, Index h, Index begin, Index end) {
-      const Tokens& x = sequences[static_cast<std::size_t>(b)];
-      float* q = out->q.view().head_data(b, h);
-      float* k = out->k.view().head_data(b, h);
-      float* v = out->v.view().head_data(b, h);
-      std::vector<float> row(static_cast<std::size_t>(p.d_k));
-      for (Index t = begin; t < end; ++t) {
-        const std::int32_t key = x[static_cast<std::size_t>(2 * t)];
-        const std::int32_t value = x[static_cast<std::size_t>(2 * t + 1)];
-        token_code(seed, "mqar_fused", h, key, r, p.d_k, row.data());
-        if (t >= offset)
-          for (Index c = 0; c < p.d_k; ++c)
-            q[(t - offset) * p.d_k + c] = sign * row[static_cast<std::size_t>(c)];
-        if (value != 0) {
-          std::copy(row.begin(), row.end(), k + t * p.d_k);
-          token_value(seed, "mqar_fused", h, value, p.d_v, v + t * p.d_v);
-        } else {
-          std::fill_n(k + t * p.d_k, p.d_k, 0.0f);
-          std::fill_n(v + t * p.d_v, p.d_v, 0.0f);
-        }
-      }
-    });
+    fill_two_token_rows(p, seed, "mqar_fused", sequences, params_.sharpness, false, out);
   }
 
   LabelSpec labels(Index) const override {

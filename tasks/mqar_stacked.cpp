@@ -39,26 +39,7 @@ class MqarStacked final : public Task {
     for (Index b = 0; b < p.batch; ++b)
       sequences.push_back(
           generate(qkv_seed(seed, "mqar_stacked", set, b), length, pairs, waits).tokens);
-    const double scale = p.logit_scale(), r = std::sqrt(kSharpness / std::fabs(scale));
-    const float sign = scale < 0 ? -1.0f : 1.0f;
-    const Index offset = p.causal_offset();
-    for_rows(p.batch, p.heads, p.n_kv, [&](Index b, Index h, Index begin, Index end) {
-      const Tokens& x = sequences[static_cast<std::size_t>(b)];
-      float* q = out->q.view().head_data(b, h);
-      float* k = out->k.view().head_data(b, h);
-      float* v = out->v.view().head_data(b, h);
-      for (Index t = begin; t < end; ++t) {
-        const std::int32_t key = x[static_cast<std::size_t>(2 * t)];
-        const std::int32_t value = x[static_cast<std::size_t>(2 * t + 1)];
-        token_code(seed, "mqar_stacked", h, key, r, p.d_k, k + t * p.d_k);
-        if (t >= offset)
-          for (Index c = 0; c < p.d_k; ++c) q[(t - offset) * p.d_k + c] = sign * k[t * p.d_k + c];
-        if (value != 0)
-          token_value(seed, "mqar_stacked", h, value, p.d_v, v + t * p.d_v);
-        else
-          std::fill(v + t * p.d_v, v + (t + 1) * p.d_v, 0.0f);
-      }
-    });
+    fill_two_token_rows(p, seed, "mqar_stacked", sequences, kSharpness, true, out);
   }
 
   LabelSpec labels(Index) const override {

@@ -55,6 +55,36 @@ struct Pairs {
     (*tokens)[t] = static_cast<std::int32_t>(random.below(static_cast<std::uint64_t>(vocabulary)));
 }
 
+// Q, K, V of sequences [n_kv, 2] of (key, value), value 0 being none: q_t = r C[key_t],
+// k_t = r C[key_t], v_t = U[value_t] or 0, r^2 scale = sharpness. With `keys_at_queries` false k_t
+// is 0 where there is no value.
+[[maybe_unused]] void fill_two_token_rows(const Problem& p, Seed seed, const char* owner,
+                                          const std::vector<Tokens>& sequences, double sharpness,
+                                          bool keys_at_queries, QKV* out) {
+  const double scale = p.logit_scale(), r = std::sqrt(sharpness / std::fabs(scale));
+  const float sign = scale < 0 ? -1.0f : 1.0f;
+  const Index offset = p.causal_offset();
+  for_rows(p.batch, p.heads, p.n_kv, [&](Index b, Index h, Index begin, Index end) {
+    const Tokens& x = sequences[static_cast<std::size_t>(b)];
+    float* q = out->q.view().head_data(b, h);
+    for (Index t = begin; t < end; ++t) {
+      const std::int32_t key = x[static_cast<std::size_t>(2 * t)];
+      const std::int32_t value = x[static_cast<std::size_t>(2 * t + 1)];
+      float* const k = out->k.view().head_data(b, h) + t * p.d_k;
+      float* const v = out->v.view().head_data(b, h) + t * p.d_v;
+      token_code(seed, owner, h, key, r, p.d_k, k);
+      if (t >= offset)
+        for (Index c = 0; c < p.d_k; ++c) q[(t - offset) * p.d_k + c] = sign * k[c];
+      if (value != 0) {
+        token_value(seed, owner, h, value, p.d_v, v);
+      } else {
+        std::fill_n(v, p.d_v, 0.0f);
+        if (!keys_at_queries) std::fill_n(k, p.d_k, 0.0f);
+      }
+    }
+  });
+}
+
 [[maybe_unused]] double random_value_floor(Index vocabulary) {
   return 1.0 / static_cast<double>(vocabulary - vocabulary / 2);
 }

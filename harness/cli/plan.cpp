@@ -68,14 +68,9 @@ void print_json(const Config& config, const Estimator& estimator, int shards) {
 }
 
 void plan(const PlanArguments& arguments) {
-  Config config = load_config(arguments.config, arguments.settings, arguments.plugins);
-  for (const std::string& filter : arguments.filters)
-    config.cells = filter_cells(config.cells, filter);
-  if (config.cells.empty())
-    throw UserError(fmt::format("{}: no cell is left after --filter", config.path));
-  Estimator estimator;
-  for (const std::string& directory : arguments.earlier)
-    estimator.learn(read_results_csv(directory + "/results.csv"));
+  const Config config =
+      load_filtered(arguments.config, arguments.settings, arguments.plugins, arguments.filters);
+  const Estimator estimator = estimator_from(arguments.earlier);
   if (arguments.json)
     print_json(config, estimator, arguments.shards);
   else
@@ -83,6 +78,23 @@ void plan(const PlanArguments& arguments) {
 }
 
 }  // namespace
+
+Config load_filtered(const std::string& path, const std::vector<std::string>& settings,
+                     const std::vector<std::string>& plugins,
+                     const std::vector<std::string>& filters) {
+  Config config = load_config(path, settings, plugins);
+  for (const std::string& filter : filters) config.cells = filter_cells(config.cells, filter);
+  if (config.cells.empty())
+    throw UserError(fmt::format("{}: no cell is left after --filter", config.path));
+  return config;
+}
+
+Estimator estimator_from(const std::vector<std::string>& directories) {
+  Estimator estimator;
+  for (const std::string& directory : directories)
+    estimator.learn(read_results_csv(directory + "/results.csv"));
+  return estimator;
+}
 
 void take_shard(Config* config, int shard, int shards) {
   std::vector<Cell> part = select_shard(config->cells, shard, shards);

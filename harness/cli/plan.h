@@ -1,10 +1,21 @@
 // What `plan`, `run --dry-run` and `submit` share.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "harness/sweep/config.h"
 #include "harness/sweep/estimate.h"
 
 namespace subquad {
+
+// The config with the cells that match every filter.
+Config load_filtered(const std::string& path, const std::vector<std::string>& settings,
+                     const std::vector<std::string>& plugins,
+                     const std::vector<std::string>& filters);
+
+// Estimates from the results in these directories, where they have some.
+Estimator estimator_from(const std::vector<std::string>& directories);
 
 // Keeps the cells of one shard and notes which whole they are a part of.
 void take_shard(Config* config, int shard, int shards);

@@ -93,13 +93,10 @@ void draw_plots(const std::string& directory) {
 }
 
 int run(const RunArguments& arguments) {
-  Config config = load_config(arguments.config, arguments.settings, arguments.plugins);
-  for (const std::string& filter : arguments.filters)
-    config.cells = filter_cells(config.cells, filter);
+  Config config =
+      load_filtered(arguments.config, arguments.settings, arguments.plugins, arguments.filters);
   const auto [shard, shards] = parse_shard(arguments.shard);
   take_shard(&config, shard, shards);
-  if (config.cells.empty())
-    throw UserError(fmt::format("{}: no cell is left after --filter and --shard", config.path));
   if (arguments.dry_run) {
     print_plan(config, Estimator());
     return kExitOk;

@@ -209,14 +209,9 @@ int submit_local(const SubmitArguments& arguments, const Config& config, const L
 }
 
 int submit(const SubmitArguments& arguments) {
-  Config config = load_config(arguments.config, arguments.settings, arguments.plugins);
-  for (const std::string& filter : arguments.filters)
-    config.cells = filter_cells(config.cells, filter);
-  if (config.cells.empty())
-    throw UserError(fmt::format("{}: no cell is left after --filter", config.path));
-  Estimator estimator;
-  for (const std::string& directory : arguments.earlier)
-    estimator.learn(read_results_csv(directory + "/results.csv"));
+  const Config config =
+      load_filtered(arguments.config, arguments.settings, arguments.plugins, arguments.filters);
+  const Estimator estimator = estimator_from(arguments.earlier);
   const int shards = shards_of(config, estimator, arguments.shards);
   if (arguments.shards > shards)
     fmt::print(stderr, "{} shards instead of {}: cells that are compared stay together\n", shards,

@@ -2,8 +2,8 @@
 
 #include "harness/core/method_weights.h"
 #include "harness/core/registry.h"
+#include "harness/core/token_plan.h"
 #include "methods/engines/cache_slots.h"
-#include "methods/engines/token_plan.h"
 
 namespace subquad {
 
@@ -258,13 +258,7 @@ void ModelDecoder::step_planned(Index b) {
 
 CacheBytes ModelDecoder::bytes() const {
   CacheBytes all;
-  for (const auto& decoder : decoders_) {
-    const CacheBytes one = decoder->bytes();
-    all.kv += one.kv;
-    all.aux += one.aux;
-    all.cold += one.cold;
-    all.scratch += one.scratch;
-  }
+  for (const auto& decoder : decoders_) all += decoder->bytes();
   const ModelSizes& s = model_.sizes();
   for (const auto& planned : planned_) {
     const Index kept = planned->plan->count(), slots = planned->plan->slots();

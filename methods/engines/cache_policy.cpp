@@ -125,13 +125,7 @@ class PolicyDecoder final : public Decoder {
 
   CacheBytes bytes() const override {
     CacheBytes all;
-    for (const auto& stream : streams_) {
-      const CacheBytes one = stream->bytes();
-      all.kv += one.kv;
-      all.aux += one.aux;
-      all.cold += one.cold;
-      all.scratch += one.scratch;
-    }
+    for (const auto& stream : streams_) all += stream->bytes();
     return all;
   }
 

@@ -7,10 +7,19 @@
 #include <span>
 #include <vector>
 
+#include "harness/core/method.h"
 #include "harness/core/tensor.h"
 #include "methods/engines/row_attention.h"
 
 namespace subquad {
+
+inline CacheBytes& operator+=(CacheBytes& all, const CacheBytes& one) {
+  all.kv += one.kv;
+  all.aux += one.aux;
+  all.cold += one.cold;
+  all.scratch += one.scratch;
+  return all;
+}
 
 class CacheSlots {
  public:

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "methods/engines/cache_policy.h"
-#include "methods/engines/token_plan.h"
+#include "harness/core/token_plan.h"
 
 namespace subquad {
 

@@ -17,7 +17,7 @@ class SavedModel {
   SavedModel(const std::string& task, const Settings& task_settings, const Settings& options,
              Index n, const std::string& method = "dense") {
     std::filesystem::remove_all(folder_);
-    TrainSetup s;
+    TrainSetup& s = setup_;
     s.task_name = task;
     s.task_settings = resolve(task, Registry::instance().task(task).params, task_settings);
     task_ = make_task(task, s.task_settings);
@@ -44,11 +44,14 @@ class SavedModel {
   SavedModel(const SavedModel&) = delete;
   SavedModel& operator=(const SavedModel&) = delete;
   std::string path() const { return folder_.string(); }
+  const Task& task() const { return *task_; }
+  const TrainSetup& setup() const { return setup_; }
 
  private:
   std::filesystem::path folder_ =
-      std::filesystem::temp_directory_path() / fmt::format("subquad_decoded_{}", getpid());
+      std::filesystem::temp_directory_path() / fmt::format("subquad_saved_{}", getpid());
   std::unique_ptr<Task> task_;
+  TrainSetup setup_;
 };
 
 }  // namespace subquad

@@ -1,8 +1,6 @@
 // Models made again from checkpoints, and the task that shows what their attention sees.
 #include "harness/model/trained_model.h"
 
-#include <unistd.h>
-
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstring>
@@ -12,51 +10,10 @@
 #include "harness/core/registry.h"
 #include "harness/model/checkpoint.h"
 #include "tests/model/model_fixture.h"
+#include "tests/model/saved_model.h"
 
 namespace subquad {
 namespace {
-
-namespace fs = std::filesystem;
-
-struct Folder {
-  fs::path path = fs::temp_directory_path() / fmt::format("subquad_trained_{}", getpid());
-  Folder() { fs::remove_all(path); }
-  ~Folder() { fs::remove_all(path); }
-  std::string str() const { return path.string(); }
-};
-
-struct Trained {
-  std::unique_ptr<Task> task;
-  TrainSetup setup;
-};
-
-// A few steps of a small model on a registered task, with its checkpoint in `folder`.
-Trained trained(const Folder& folder, const std::string& task, const Settings& task_settings,
-                const Settings& options, Index n, const std::string& method = "dense") {
-  Trained t;
-  TrainSetup& s = t.setup;
-  s.task_name = task;
-  s.task_settings = resolve(task, Registry::instance().task(task).params, task_settings);
-  t.task = make_task(task, s.task_settings);
-  s.task = t.task.get();
-  Settings given = options;
-  for (const auto& [key, value] : Settings{{"layers", Index{2}},
-                                           {"steps", Index{3}},
-                                           {"warmup", Index{1}},
-                                           {"eval_every", Index{3}},
-                                           {"eval_examples", Index{4}},
-                                           {"init_std", 0.3}})
-    given.emplace(key, value);
-  s.train = resolve("train", specs_of(train_fields()), given);
-  s.options = subquad::bind(train_fields(), s.train);
-  for (Index i = 0; i < s.options.layers; ++i)
-    s.methods.push_back({method, resolve(method, Registry::instance().method(method).params, {})});
-  s.problem = {.batch = 4, .heads = 2, .n = n, .n_kv = n, .d_k = 8, .d_v = 6, .causal = true};
-  s.seed = 3;
-  s.identity = "trained";
-  train(s, {folder.str(), false}, {});
-  return t;
-}
 
 const Settings kSmall{{"vocabulary", Index{64}}, {"pairs", Index{2}}};
 
@@ -106,9 +63,8 @@ double projection_error(const Tensor& seen, const Tensor& x, const std::vector<f
 }
 
 TEST_CASE("captured q, k and v are the projections of the layer's input", "[model][capture]") {
-  const Folder folder;
-  const Trained t = trained(folder, "mqar", kSmall, {{"positions", std::string("none")}}, 16);
-  const TrainedModel model(folder.str());
+  const SavedModel saved("mqar", kSmall, {{"positions", std::string("none")}}, 16);
+  const TrainedModel model(saved.path());
   CHECK(model.steps() == 3);
   CHECK(model.sequences() == 1);
   const std::vector<QKV> layers = model.capture(Split::test, 5);
@@ -125,7 +81,7 @@ TEST_CASE("captured q, k and v are the projections of the layer's input", "[mode
     CHECK(projection_error(seen.v, seen.x, weight, bias, 32) <= 1e-5);
   }
   // The first layer's input is the norm of the embedding of the test split's example 5.
-  const TokenBatch batch = t.task->tokens(Split::test, 5, 1, 16, t.setup.seed);
+  const TokenBatch batch = saved.task().tokens(Split::test, 5, 1, 16, saved.setup().seed);
   const auto embed = values(file, "embed.weight"), weight = values(file, "layers.0.ln1.weight"),
              bias = values(file, "layers.0.ln1.bias");
   for (Index p = 0; p < 16; ++p) {
@@ -141,9 +97,8 @@ TEST_CASE("captured q, k and v are the projections of the layer's input", "[mode
 }
 
 TEST_CASE("rotary positions are turned into what is captured", "[model][capture]") {
-  const Folder folder;
-  trained(folder, "mqar", kSmall, {{"positions", std::string("rope")}}, 16);
-  const TrainedModel model(folder.str());
+  const SavedModel saved("mqar", kSmall, {{"positions", std::string("rope")}}, 16);
+  const TrainedModel model(saved.path());
   const QKV seen = model.capture(Split::test, 0).front();
   const TensorFile file = read_safetensors(model.path());
   const auto weight = values(file, "layers.0.attn.qkv.weight"),
@@ -153,10 +108,9 @@ TEST_CASE("rotary positions are turned into what is captured", "[model][capture]
 }
 
 TEST_CASE("a captured task supplies heads, sets and splits of its own", "[model][capture]") {
-  const Folder folder;
-  const Trained t = trained(folder, "mqar", kSmall, {}, 16);
-  const TrainedModel model(folder.str());
-  Settings settings{{"from", folder.str()}, {"layer", Index{1}}};
+  const SavedModel saved("mqar", kSmall, {}, 16);
+  const TrainedModel model(saved.path());
+  Settings settings{{"from", saved.path()}, {"layer", Index{1}}};
   const auto all = make_task("mqar", settings);
   const Problem wanted{.batch = 3, .heads = 7, .n = 99, .n_kv = 99, .d_k = 4, .d_v = 4};
   const Problem p = all->adapt(wanted);
@@ -204,14 +158,13 @@ TEST_CASE("a captured task supplies heads, sets and splits of its own", "[model]
 TEST_CASE("two towers, a CLS token, padding and methods with parameters can be captured",
           "[model][capture]") {
   SECTION("two sequences an example, one more position for CLS") {
-    const Folder folder;
-    trained(folder, "retrieval_match", {}, {{"pool", std::string("cls")}}, 64);
-    const auto task = make_task("retrieval_match", {{"from", folder.str()}});
+    const SavedModel saved("retrieval_match", {}, {{"pool", std::string("cls")}}, 64);
+    const auto task = make_task("retrieval_match", {{"from", saved.path()}});
     const Problem p = task->adapt({.batch = 3, .n = 5, .n_kv = 5});
     CHECK(p.n == 65);
     QKV data(p);
     task->fill(p, 1, 0, &data);
-    const TrainedModel model(folder.str());
+    const TrainedModel model(saved.path());
     CHECK(model.sequences() == 2);
     const auto start = static_cast<Index>(derive(1, "captured examples") >> 34);
     const QKV second = model.capture(Split::test, start + 1).front();  // sequence 2 is its first
@@ -219,9 +172,8 @@ TEST_CASE("two towers, a CLS token, padding and methods with parameters can be c
                      data.q.view().head_data(2, 0)));
   }
   SECTION("padded sequences come with their mask") {
-    const Folder folder;
-    trained(folder, "listops", {}, {}, 64);
-    const auto task = make_task("listops", {{"from", folder.str()}});
+    const SavedModel saved("listops", {}, {}, 64);
+    const auto task = make_task("listops", {{"from", saved.path()}});
     const Problem p = task->adapt({.batch = 8, .n = 64, .n_kv = 64});
     QKV data(p);
     task->fill(p, 1, 0, &data);
@@ -230,10 +182,9 @@ TEST_CASE("two towers, a CLS token, padding and methods with parameters can be c
     CHECK(std::count(data.key_mask.begin(), data.key_mask.end(), 1) > 0);
   }
   SECTION("a method's own parameters are taken up") {
-    const Folder folder;
-    const Trained t = trained(folder, "mqar", kSmall, {{"learning_rate", 0.5}}, 16, "zeta");
+    const SavedModel saved("mqar", kSmall, {{"learning_rate", 0.5}}, 16, "zeta");
     // The second layer sees what the first one's trained parameters made of it.
-    const TrainedModel model(folder.str());
+    const TrainedModel model(saved.path());
     const QKV second = model.capture(Split::test, 0)[1];
     TensorFile file = read_safetensors(model.path());
     auto& theta = file.tensors.at("layers.0.method.theta");
@@ -243,15 +194,14 @@ TEST_CASE("two towers, a CLS token, padding and methods with parameters can be c
     for (const auto& [name, entry] : file.tensors)
       tensors.push_back({name, entry.shape, entry.type, entry.bytes.data()});
     write_safetensors(model.path(), tensors, file.metadata);
-    CHECK_FALSE(same(TrainedModel(folder.str()).capture(Split::test, 0)[1].q, second.q));
+    CHECK_FALSE(same(TrainedModel(saved.path()).capture(Split::test, 0)[1].q, second.q));
   }
 }
 
 TEST_CASE("all layers side by side come with the tokens' embeddings", "[model][capture]") {
-  const Folder folder;
-  const Trained t = trained(folder, "mqar", kSmall, {}, 16);
-  const TrainedModel model(folder.str());
-  const auto task = make_task("mqar", {{"from", folder.str()}, {"layer", Index{-1}}});
+  const SavedModel saved("mqar", kSmall, {}, 16);
+  const TrainedModel model(saved.path());
+  const auto task = make_task("mqar", {{"from", saved.path()}, {"layer", Index{-1}}});
   CHECK(task->adapt({.batch = 2, .n = 5, .n_kv = 5}).n == 5);
   const Problem p = task->adapt({.batch = 2, .n = 99, .n_kv = 99});
   CHECK(p.n == 16);
@@ -268,7 +218,7 @@ TEST_CASE("all layers side by side come with the tokens' embeddings", "[model][c
       CHECK(std::equal(from.k.view().head_data(0, h % 2),
                        from.k.view().head_data(0, h % 2) + 16 * 8, data.k.view().head_data(b, h)));
     }
-    const TokenBatch batch = t.task->tokens(Split::test, example, 1, 16, t.setup.seed);
+    const TokenBatch batch = saved.task().tokens(Split::test, example, 1, 16, saved.setup().seed);
     for (Index c = 0; c < 12; ++c)
       CHECK(data.x.view().head_data(b, 0)[3 * 12 + c] ==
             embed[static_cast<std::size_t>(batch.tokens[3] * 12 + c)]);
@@ -276,9 +226,8 @@ TEST_CASE("all layers side by side come with the tokens' embeddings", "[model][c
 }
 
 TEST_CASE("what cannot be captured is an error in one line", "[model][capture]") {
-  const Folder folder;
-  trained(folder, "mqar", kSmall, {}, 16);
-  const std::string path = folder.str() + "/checkpoint.safetensors";
+  const SavedModel saved("mqar", kSmall, {}, 16);
+  const std::string path = saved.path() + "/checkpoint.safetensors";
   const auto make = [&](Settings settings, const std::string& task = "mqar") {
     settings.emplace("from", path);
     make_task(task, settings);
@@ -322,7 +271,7 @@ TEST_CASE("what cannot be captured is an error in one line", "[model][capture]")
   metadata["model"] = "nonsense";
   rewrite("", "", metadata);
   CHECK_THROWS_WITH(make({}), Catch::Contains("cannot be read"));
-  fs::resize_file(path, 5000);
+  std::filesystem::resize_file(path, 5000);
   CHECK_THROWS_AS(make({}), UserError);
 }
 
