@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <fmt/core.h>
 #include <fmt/ranges.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -55,6 +57,25 @@ struct File {
   }
 };
 
+// The empty file at `path`, held by nobody else: two processes that write the same file come one
+// after the other. A file that was renamed while we waited is no longer ours to write.
+int open_alone(const std::string& path) {
+  for (;;) {
+    const int descriptor = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    if (descriptor < 0) return -1;
+    struct stat held {
+    }, there{};
+    while (flock(descriptor, LOCK_EX) != 0 && errno == EINTR) continue;
+    if (fstat(descriptor, &held) == 0 && stat(path.c_str(), &there) == 0 &&
+        held.st_ino == there.st_ino && held.st_dev == there.st_dev) {
+      if (ftruncate(descriptor, 0) == 0) return descriptor;
+      close(descriptor);
+      return -1;
+    }
+    close(descriptor);
+  }
+}
+
 void little_endian(std::uint64_t value, unsigned char* bytes) {
   for (int i = 0; i < 8; ++i) bytes[i] = static_cast<unsigned char>(value >> (8 * i));
 }
@@ -93,8 +114,7 @@ void write_safetensors(const std::string& path, const std::vector<FileTensor>& t
   text.resize((text.size() + 7) / 8 * 8, ' ');  // the data starts aligned
 
   const std::string temporary = path + ".writing";
-  const File file{open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666),
-                  temporary};
+  const File file{open_alone(temporary), temporary};
   if (file.descriptor < 0) file.fail("opening");
   unsigned char length[8];
   little_endian(text.size(), length);

@@ -51,7 +51,10 @@ class ModelDecoding {
     model_ = std::make_unique<TrainedModel>(std::get<std::string>(cell_.task_settings.at("from")));
     const Problem& p = cell_.problem;
     if (p.heads != model_->problem().heads * model_->sizes().layers)
-      throw Unsupported("a whole model is decoded with all heads: leave out head");
+      throw Unsupported(
+          fmt::format("a whole model is decoded with all heads: expected {} (leave out "
+                      "head), got {}",
+                      model_->problem().heads * model_->sizes().layers, p.heads));
     steps_ = std::min(cell_.measure.decode_tokens, p.n);
     prompt_ = p.n - steps_;
   }
@@ -82,8 +85,7 @@ class ModelDecoding {
     for (Index i = 0; i < std::min<Index>(cell_.measure.input_sets, batches_); ++i)
       sets_.push_back(batch(i));
     if (options_.feed == "own") require_next_tokens(sets_.front());
-    const std::int64_t before = live_bytes();
-    reset_peak();
+    std::int64_t before = 0;
     const double start = monotonic_seconds();
     decoder_ = std::make_unique<ModelDecoder>(
         *model_, DecodingSetup{.method = cell_.method,
@@ -91,7 +93,11 @@ class ModelDecoding {
                                .weights = fill_path(cell_.weights, cell_.method, cell_.label,
                                                     cell_.seed, cell_.problem.n),
                                .batch = cell_.problem.batch,
-                               .seed = cell_.seed});
+                               .seed = cell_.seed,
+                               .prepared = [&] {
+                                 before = live_bytes();
+                                 reset_peak();
+                               }});
     report_.put("setup_s", monotonic_seconds() - start);
     tokens_.resize(static_cast<std::size_t>(cell_.problem.batch));
     logits_ = Matrix(cell_.problem.batch, decoder_->classes());
@@ -216,7 +222,8 @@ class ModelDecoding {
   }
 
   void put_quality(const Sums& sums, const CacheBytes& peak) {
-    if (decoder_->keys_per_query() > 0) report_.put("keys_per_query", decoder_->keys_per_query());
+    if (decoder_->keys_per_query(cell_.problem.n) > 0)
+      report_.put("keys_per_query", decoder_->keys_per_query(cell_.problem.n));
     report_.put("state_bytes", peak.kv);
     report_.put("kv_bytes", peak.kv);
     report_.put("aux_bytes", peak.aux);
@@ -310,6 +317,7 @@ class ModelDecoding {
     report_.put("tokens_per_s", static_cast<double>(cell_.problem.batch) / typical);
     report_.put_count("context_switches", noise.context_switches);
     report_.put("steal_s", noise.steal_s);
+    report_.put("waited_s", noise.waited_s);
     report_.put("calibration_before", noise.calibration_before);
     report_.put("calibration_after", noise.calibration_after);
     for (Doubt& d :

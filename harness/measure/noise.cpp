@@ -57,7 +57,8 @@ Noise noise_between(const NoiseSnapshot& before, const NoiseSnapshot& after) {
   noise.steal_s = after.steal_s - before.steal_s;
   noise.cpu_s = after.cpu_s - before.cpu_s;
   noise.context_switches = after.context_switches - before.context_switches;
-  noise.waited_s = after.waiting_s - before.waiting_s;
+  // Threads that have ended take their part with them.
+  noise.waited_s = std::max(0.0, after.waiting_s - before.waiting_s);
   noise.cores = std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
   return noise;
 }
@@ -98,11 +99,12 @@ std::vector<Doubt> doubts(const std::vector<double>& samples, Index iterations, 
                     fmt::format("{} involuntary context switches in {:.2f} s",
                                 noise.context_switches, noise.wall_s),
                     false});
-  if (noise.waited_s > kMaxWaited * noise.wall_s)
+  const double granted = threads * noise.wall_s;
+  if (noise.waited_s > kMaxWaited * granted)
     list.push_back({"waited",
                     fmt::format("its threads waited for a processor for {:.1f} % of the time, "
                                 "limit {:.0f} %",
-                                100 * noise.waited_s / noise.wall_s, 100 * kMaxWaited),
+                                100 * noise.waited_s / granted, 100 * kMaxWaited),
                     true});
   const double ratio = noise.calibration_after / noise.calibration_before;
   if (noise.calibration_before > 0 && !(std::fabs(ratio - 1) <= kMaxFrequencyChange))

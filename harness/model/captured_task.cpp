@@ -32,8 +32,8 @@ class CapturedTask final : public Task {
     problem_ = model.problem();
     const auto layers = static_cast<Index>(setup.methods.size());
     if (params.layer >= layers)
-      wrong(fmt::format("has {} layers, got layer={}, expected 0 to {}", layers, params.layer,
-                        layers - 1));
+      wrong(fmt::format("has {} layers, got layer={}, expected 0 to {}, or -1 for all", layers,
+                        params.layer, layers - 1));
     if (params.head >= problem_.heads)
       wrong(fmt::format("has {} heads, got head={}, expected 0 to {}, or -1 for all",
                         problem_.heads, params.head, problem_.heads - 1));

@@ -24,6 +24,20 @@ Problem problem_of(const TrainedModel& model, Index batch) {
   return p;
 }
 
+// The method that the model was trained with.
+bool is_own(const TrainedModel& model, const DecodingSetup& setup, std::size_t layer) {
+  const LayerMethod& own = model.setup().methods[layer];
+  return own.name == setup.method && own.settings == setup.settings;
+}
+
+// Of a layer's method: random features belong to what was learned with them, so a file's and a
+// trained layer's come with their seed.
+Seed seed_of(const TrainedModel& model, const DecodingSetup& setup, std::size_t layer) {
+  if (!setup.weights.empty())
+    if (const std::optional<Seed> own = weights_seed(setup.weights)) return *own;
+  return derive(is_own(model, setup, layer) ? model.setup().seed : setup.seed, "method", {layer});
+}
+
 }  // namespace
 
 ModelDecoder::ModelDecoder(const TrainedModel& model, const DecodingSetup& setup)
@@ -32,6 +46,7 @@ ModelDecoder::ModelDecoder(const TrainedModel& model, const DecodingSetup& setup
       capacity_(model.sizes().n),
       rows_(model.setup().options, model.sizes(), model.layout(), model.weights()) {
   prepare_methods(setup);
+  if (setup.prepared) setup.prepared();
   make_caches(setup);
   Index rows = batch_;
   for (const auto& p : planned_) rows = std::max(rows, p->plan->slots());
@@ -51,22 +66,21 @@ ModelDecoder::~ModelDecoder() = default;
 
 void ModelDecoder::prepare_methods(const DecodingSetup& setup) {
   const MethodEntry& entry = Registry::instance().method(setup.method);
-  const TrainSetup& trained = model_.setup();
   const Problem problem = problem_of(model_, batch_);
   uses_hidden_ = entry.info.uses_hidden;
-  for (Index i = 0; i < model_.sizes().layers; ++i) {
-    const LayerMethod& own = trained.methods[static_cast<std::size_t>(i)];
-    // The method that the model was trained with has its seed and its parameters again.
-    const bool same = own.name == setup.method && own.settings == setup.settings;
+  for (std::size_t i = 0; i < model_.setup().methods.size(); ++i) {
     std::unique_ptr<Method> method = make_method(setup.method, setup.settings);
-    const auto number = static_cast<std::uint64_t>(i);
     method->prepare(problem,
-                    {.seed = same ? derive(trained.seed, "method", {number}) : setup.seed,
+                    {.seed = seed_of(model_, setup, i),
                      .gradients = false,
                      .d_model = uses_hidden_ ? model_.d_model() : rows_.embedding_width()});
     if (!method->parameters().empty()) {
-      learned_from_ = !setup.weights.empty() ? setup.weights : same ? "train" : "initial";
-      if (learned_from_ != "initial")
+      const bool own = setup.weights.empty() && is_own(model_, setup, i);
+      if (setup.weights.empty() && !own)
+        learned_from_ = "initial";
+      else if (learned_from_ != "initial")  // one untrained layer makes the whole untrained
+        learned_from_ = own ? "train" : setup.weights;
+      if (own || !setup.weights.empty())
         load_method_weights(
             setup.weights.empty() ? fmt::format("{}:{}", model_.path(), i) : setup.weights,
             setup.method, *method);
@@ -77,7 +91,6 @@ void ModelDecoder::prepare_methods(const DecodingSetup& setup) {
 
 void ModelDecoder::make_caches(const DecodingSetup& setup) {
   const Problem problem = problem_of(model_, batch_);
-  const TrainSetup& trained = model_.setup();
   DecodeConfig config{.batch = batch_,
                       .heads = problem.heads,
                       .capacity = capacity_,
@@ -85,11 +98,9 @@ void ModelDecoder::make_caches(const DecodingSetup& setup) {
                       .d_v = problem.d_v,
                       .d_e = uses_hidden_ ? model_.d_model() : rows_.embedding_width(),
                       .scale = problem.logit_scale(),
-                      .seed = setup.seed};
+                      .seed = 0};
   for (std::size_t i = 0; i < methods_.size(); ++i) {
-    const LayerMethod& own = trained.methods[i];
-    if (own.name == setup.method && own.settings == setup.settings)
-      config.seed = derive(trained.seed, "method", {i});
+    config.seed = seed_of(model_, setup, i);
     const auto* const plans = dynamic_cast<const PlansTokens*>(methods_[i].get());
     if (plans != nullptr && plans->make_token_plan(config) != nullptr) break;
     const std::string reason = unsupported_reason(Registry::instance().method(setup.method),
@@ -99,7 +110,10 @@ void ModelDecoder::make_caches(const DecodingSetup& setup) {
   }
   if (!decoders_.empty() || methods_.empty()) return;
   config.batch = 1;
+  const Seed seed = seed_of(model_, setup, 0);
   for (Index b = 0; b < batch_; ++b) {
+    // The first sequence draws what a decoder of the same method would.
+    config.seed = b == 0 ? seed : derive(seed, "sequence", {static_cast<std::uint64_t>(b)});
     auto planned = std::make_unique<Planned>();
     planned->plan = dynamic_cast<const PlansTokens&>(*methods_.front()).make_token_plan(config);
     const Index slots = planned->plan->slots();
@@ -272,8 +286,10 @@ CacheBytes ModelDecoder::bytes() const {
   return all;
 }
 
-double ModelDecoder::keys_per_query() const {
-  return methods_.empty() ? 0 : methods_.front()->budget(problem_of(model_, batch_)).keys_per_query;
+double ModelDecoder::keys_per_query(Index n) const {
+  Problem p = problem_of(model_, batch_);
+  p.n = p.n_kv = n;
+  return methods_.empty() ? 0 : methods_.front()->budget(p).keys_per_query;
 }
 
 std::span<const std::int32_t> ModelDecoder::seen(Index b) const {

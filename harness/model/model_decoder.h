@@ -7,6 +7,7 @@
 // with the new one, and each of them sees what lies before it.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -24,6 +25,8 @@ struct DecodingSetup {
       "";           // of the method's parameters, see method_weights.h; "" = see learned_from()
   Index batch = 1;  // sequences side by side
   Seed seed = 0;    // of random methods
+  // Called once the methods are prepared, before the caches are made.
+  std::function<void()> prepared = {};
 };
 
 class ModelDecoder {
@@ -42,8 +45,8 @@ class ModelDecoder {
   Index length() const { return length_; }  // tokens seen
   Index batch() const { return batch_; }
   Index classes() const { return model_.sizes().labels.classes; }
-  CacheBytes bytes() const;       // of all layers, now
-  double keys_per_query() const;  // the method's budget
+  CacheBytes bytes() const;              // of all layers, now
+  double keys_per_query(Index n) const;  // the method's budget for n tokens
   // How the method's parameters came: a file, "train" (the model was trained with this method),
   // "initial", or "" where it has none.
   const std::string& learned_from() const { return learned_from_; }

@@ -44,6 +44,7 @@ Optimizer::Optimizer(const TrainOptions& options, const ParameterLayout& layout)
 double Optimizer::clip(float* grads) const {
   double total = 0;
   for (const ParameterEntry& entry : layout_.entries()) {
+    if (entry.rate == 0) continue;  // it does not move, so it must not shrink the others' steps
     const double sum = sum_of_squares(grads + entry.offset, entry.dims.count());
     total += sum;
     if (!options_.clip_each || options_.clip <= 0) continue;

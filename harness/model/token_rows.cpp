@@ -12,8 +12,11 @@ TokenRows::TokenRows(const TrainOptions& options, const ModelSizes& sizes,
     : options_(options), sizes_(sizes) {
   if (sizes.labels.kind != LabelKind::per_token || sizes.labels.inputs != 1 ||
       sizes.labels.tokens_per_position != 1 || !sizes.causal)
-    throw Unsupported(
-        "the model does not predict tokens from those before them: it cannot be decoded");
+    throw Unsupported(fmt::format(
+        "only a causal model with a label for every token and one token in a position can be "
+        "decoded, got causal={}, a label per {}, {} inputs, {} tokens in a position",
+        sizes.causal, sizes.labels.kind == LabelKind::per_token ? "token" : "sequence",
+        sizes.labels.inputs, sizes.labels.tokens_per_position));
   const auto find = [&](const std::string& name) -> const float* {
     for (const ParameterEntry& entry : layout.entries())
       if (entry.name == name) return weights + entry.offset;

@@ -36,9 +36,9 @@ struct Scores {
   Index labels = 0;
 };
 
-// The model and its optimizer: everything but the loop.
 class TrainedModel;
 
+// The model and its optimizer: everything but the loop.
 class TrainState {
  public:
   explicit TrainState(const TrainSetup& setup);

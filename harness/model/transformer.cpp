@@ -60,8 +60,10 @@ Transformer<T>::Transformer(const TrainOptions& options, const ModelSizes& sizes
   const bool cls = classifier && options.pool == "cls";
   const Index parts = options.merge == "sum" ? 1 : sizes.labels.tokens_per_position;
   if (width % parts != 0)
-    throw UserError(fmt::format("{} tokens in a position share {} columns: not a multiple",
-                                sizes.labels.tokens_per_position, width));
+    throw UserError(
+        fmt::format("train: {} tokens in a position share {} columns, expected a "
+                    "multiple of {} (or merge: sum)",
+                    parts, width, parts));
   embed_ = layout_.add("embed.weight", {sizes.labels.vocabulary + (cls ? 1 : 0), width / parts},
                        true, std);
   if (options.positions == "learned") position_ = layout_.add("pos.weight", {n, d}, true, std);

@@ -1,12 +1,11 @@
 // The small Transformer in which any method can stand as the attention layer.
 //
-//   x = embed[token] (+ positions);  x += conv(LN x)                     front; several tokens of
-//   one
-//                                    position: embeddings side by side, or their sum
+//   x = embed[token] (+ positions);  x += conv(LN x)                     front
 //   x += W_o attention(W_q u, W_k u, W_v u), u = LN1 x;  x += MLP(LN2 x) block, pre-norm
 //   x = LN1(x + ...); x = LN2(x + ...)                                   block, post-norm
 //   logits = LN_f(x) E^T at the labelled positions                       token model
 //   logits = W2 relu(W1 pool(LN_f x))                                    classifier
+// Several tokens of one position: their embeddings side by side, or their sum.
 // With two inputs (retrieval) both go through the same tower, and the classifier reads
 // [e1, e2, e1 e2, e1 - e2].
 //

@@ -170,8 +170,7 @@ class Adore final : public PolicyMethod, public PlansTokens {
     if (params_.score == "recency") return std::make_unique<RecencyScorer>();
     if (params_.score == "random") return std::make_unique<RandomScorer>(config);
     if (params_.score == "h2o") return std::make_unique<CollectedScorer>(config.capacity);
-    const bool fits = net_ && net_->d_e == controller_width(config);
-    return make_controller_scorer(config, fits ? net_ : make_net(config), params_.r > 0);
+    return make_controller_scorer(config, net_ ? net_ : make_net(config), params_.r > 0);
   }
   std::shared_ptr<AdoreController> make_net(const StreamConfig& config) const {
     return std::make_shared<AdoreController>(params_.controller(), controller_width(config),

@@ -105,12 +105,9 @@ class ControllerScorer final : public TokenScorer {
 
   // The sum before the sigmoid: the same order. kLanes tokens at a time.
   void score_past(Index n, float* s) override {
-    if (!all_tokens_) {
-      for (Index i = 0; i < n; ++i)
-        score_rows(
-            n, [i](Index) { return i; }, 1, s + i);
-      return;
-    }
+    if (!all_tokens_)
+      return score_rows(
+          n, [](Index i) { return i; }, n, s);
     const Index width = distances_ + 2 * kLanes;
     const float *const w2 = w2_.data(), b2 = net_->b2.value[0];
     for (Index i = 0; i < n; i += kLanes) {

@@ -252,7 +252,7 @@ SeaMatrixLoss::~SeaMatrixLoss() = default;
 
 double SeaMatrixLoss::run(const Inputs& in, ConstTensorView teacher_q, ConstTensorView teacher_k,
                           double weight, const Gradients& grads) {
-  if (weight <= 0) return 0;
+  SUBQUAD_CHECK(weight > 0, "a loss of weight {}", weight);
   const double estimate = work_->approximate(in, teacher_q, teacher_k, weight, &grads);
   const double exact =
       work_->probabilities(in.q, in.k, teacher_q, teacher_k, weight, grads.dq, grads.dk);

@@ -1,7 +1,12 @@
 // Shapes and initial values of SEA's learned tensors, and the operations that they stand for.
 
-#include <cmath>
+#include <fmt/ranges.h>
 
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+
+#include "harness/core/error.h"
 #include "methods/engines/sea_estimator.h"
 
 namespace subquad {
@@ -93,8 +98,14 @@ std::vector<Parameter*> SeaWeights::all() {
 }
 
 void SeaWeights::take_values(const SeaWeights& from) {
+  const auto filled = [&](Parameter SeaWeights::*tensor) {
+    return (from.*tensor).value.size() > 0;
+  };
+  if (std::none_of(std::begin(kTensors), std::end(kTensors), filled)) return;  // never prepared
   for (Parameter SeaWeights::*tensor : kTensors)
-    if ((this->*tensor).shape != (from.*tensor).shape) return;
+    SUBQUAD_CHECK((this->*tensor).shape == (from.*tensor).shape,
+                  "sea: {} was learned as {}, the decoder needs {}", (from.*tensor).name,
+                  (from.*tensor).shape, (this->*tensor).shape);
   for (Parameter SeaWeights::*tensor : kTensors) {
     const AlignedArray<float>& value = (from.*tensor).value;
     std::copy_n(value.data(), value.size(), (this->*tensor).value.data());

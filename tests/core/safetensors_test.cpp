@@ -2,6 +2,7 @@
 
 #include "harness/core/safetensors.h"
 
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
@@ -28,6 +29,36 @@ struct Place {
     file << header << std::string(data_bytes, 'x');
   }
 };
+
+TEST_CASE("two processes that write one file leave a whole one", "[model]") {
+  const Place place;
+  const std::vector<float> values(4096, 1.0f);
+  const auto write = [&](Index count) {
+    write_safetensors(place.path, {{"a", {count}, "F32", values.data()}}, {});
+  };
+  write(1);
+  pid_t children[2];
+  for (int c = 0; c < 2; ++c) {
+    children[c] = fork();
+    REQUIRE(children[c] >= 0);
+    if (children[c] != 0) continue;
+    try {
+      for (int i = 0; i < 60; ++i) write(c == 0 ? 3 : 4096);
+      _exit(0);
+    } catch (...) {
+      _exit(1);
+    }
+  }
+  for (int i = 0; i < 200; ++i) {
+    const Index count = read_safetensors(place.path).tensors.at("a").count();
+    CHECK((count == 1 || count == 3 || count == 4096));
+  }
+  for (const pid_t child : children) {
+    int status = 0;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    CHECK(status == 0);
+  }
+}
 
 TEST_CASE("tensors and metadata come back as they were written", "[model]") {
   const Place place;

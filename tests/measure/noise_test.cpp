@@ -63,6 +63,11 @@ TEST_CASE("each disturbance raises its own doubt", "[noise]") {
   CHECK(flags(kSteady, noise) == "");
   noise.waited_s = 1.1;
   CHECK(flags(kSteady, noise) == "waited! ");
+  noise.cpu_s = 30;
+  CHECK(doubts(kSteady, 1, 0.1, noise, 4).empty());  // of 4 x 10 s
+  noise.waited_s = 4.4;
+  CHECK(doubts(kSteady, 1, 0.1, noise, 4).at(0).reason ==
+        "its threads waited for a processor for 11.0 % of the time, limit 10 %");
   noise = quiet();
   noise.calibration_after = 44;
   CHECK(flags(kSteady, noise) == "frequency ");

@@ -229,6 +229,42 @@ TEST_CASE("a plan keeps m tokens, fetches r others and always sees the new one",
   }
 }
 
+TEST_CASE("random plans of two sequences are two draws", "[model][decode]") {
+  const SavedModel saved("mqar", kSmall, {}, 24);
+  const TrainedModel model(saved.path());
+  ModelDecoder decoder(model, with("adore",
+                                   {{"m", Index{5}},
+                                    {"r", Index{0}},
+                                    {"score", std::string("random")},
+                                    {"rebuild", std::string("model")}},
+                                   2));
+  std::vector<float> logits(static_cast<std::size_t>(2 * decoder.classes()));
+  for (std::int32_t t = 0; t < 24; ++t) {
+    const std::int32_t both[] = {t, t};
+    decoder.step(both, logits.data());
+  }
+  const auto set = [&](Index b) {
+    const auto seen = decoder.seen(b);
+    return std::set<std::int32_t>(seen.begin(), seen.end());
+  };
+  CHECK(set(0) != set(1));
+}
+
+TEST_CASE("the seed of random methods differs from layer to layer and comes with weights",
+          "[model][decode]") {
+  // Two layers of random features: with the second's seed in both, the output would be another.
+  const SavedModel saved("mqar", kSmall, {}, 24, "performer");
+  const TrainedModel model(saved.path());
+  const std::vector<ModelTrace> traces = traces_of(model, 1);
+  ModelDecoder own(model, with("performer"));
+  CHECK(apart(decoded(model, own, traces, 0), traces) <= 1e-4);
+  ModelDecoder other(model, with("performer", {{"features", Index{8}}}));
+  CHECK(apart(decoded(model, other, traces, 0), traces) > 1e-3);
+  CHECK(own.keys_per_query(12) <= own.keys_per_query(24));
+  ModelDecoder dense(model, with("dense"));
+  CHECK(dense.keys_per_query(12) < dense.keys_per_query(24));
+}
+
 TEST_CASE("models and methods that cannot be decoded are refused", "[model][decode]") {
   {
     const SavedModel saved("listops", {}, {}, 64);

@@ -95,6 +95,23 @@ TEST_CASE("the optimizers follow their equations", "[model]") {
     }
 }
 
+TEST_CASE("what does not move does not shrink the steps of what does", "[model]") {
+  TrainOptions o;
+  o.clip = 0.1;  // 0.2 is clipped
+  const auto moved = [&](float still) {
+    ParameterLayout layout = two_tensors();
+    layout.set_rate(0, 0);
+    Optimizer optimizer(o, layout);
+    std::vector<float> w(11, 0.5f), g(11, 0.2f);
+    std::fill_n(g.begin(), 6, still);
+    CHECK(optimizer.step(1, w.data(), g.data()) == Approx(0.2 * std::sqrt(5.0)));
+    CHECK(w[0] == 0.5f);
+    CHECK(w[10] != 0.5f);
+    return w[10];
+  };
+  CHECK(moved(1000) == moved(0));
+}
+
 TEST_CASE("schedules", "[model]") {
   TrainOptions o;
   o.learning_rate = 2;
