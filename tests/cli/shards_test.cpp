@@ -85,6 +85,22 @@ TEST_CASE("the local pool runs shards on cores of their own, and the rows say so
   // Again: there is nothing to do, and the result stays.
   CHECK(in(dir, submit).status == 0);
   CHECK(contents(dir / "pool/merged/results.csv") == rows);
+  // As many shards as runners though the sweep is short, or it is said that there are fewer.
+  const Finished small =
+      in(dir, "submit c.yaml --engine local --jobs 2 --set seeds=1 --out small --dry-run");
+  if (!refused) {
+    CHECK(small.status == 0);
+    CHECK(small.out.find("--shard 1/2") != std::string::npos);
+    CHECK(small.out.find("--runners 2") != std::string::npos);
+  }
+  const Finished fewer = in(dir, "submit c.yaml --engine local --jobs 3 --shards 1 --dry-run");
+  CHECK(fewer.err.find("1 runners at once instead of 3") != std::string::npos);
+  // Another config does not replace what the shards of the first one read.
+  const std::string config = contents(dir / "pool/submit/config.yaml");
+  const Finished other = in(dir, "submit c.yaml --engine local --shards 2 --out pool");
+  CHECK(other.status == 2);
+  CHECK(other.err.find("another submission") != std::string::npos);
+  CHECK(contents(dir / "pool/submit/config.yaml") == config);
   // More at once than there are cores is refused.
   const Finished many =
       in(dir, "submit c.yaml --engine local --shards 4 --jobs 4 --set threads=1024");
