@@ -63,6 +63,29 @@ TEST_CASE("errors are the same bits in any order, sharded, pooled or resumed", "
   CHECK(in(dir, "compare whole nowhere").status == 2);
 }
 
+TEST_CASE("what merge says is missing of a filtered sweep can be run as it says", "[cli][shards]") {
+  const TemporaryDirectory dir;
+  write_config(dir);
+  const std::string filter = " --filter 'method=dense|performer'";
+  REQUIRE(in(dir, "run c.yaml --shard 0/4" + filter).status == 0);
+  const Finished partial = in(dir, "merge results/shards --out merged");
+  INFO(partial.err);
+  CHECK(partial.status == 1);
+  CHECK(partial.err.find("of 8 runs") != std::string::npos);
+  const std::string words = "what is left with: subquad ";
+  const std::size_t start = partial.err.find(words);
+  REQUIRE(start != std::string::npos);
+  const std::size_t first = start + words.size();
+  const Finished rest = in(dir, partial.err.substr(first, partial.err.find('\n', first) - first));
+  INFO(rest.err);
+  CHECK(rest.status == 0);
+  const Finished merged = in(dir, "merge results/shards --out merged");
+  INFO(merged.err);
+  CHECK(merged.status == 0);
+  CHECK(merged.err.find("8 of 8 runs") != std::string::npos);
+  CHECK(line_count(contents(dir / "merged/results.csv")) == 9);
+}
+
 TEST_CASE("the local pool runs shards on cores of their own, and the rows say so",
           "[cli][shards]") {
   const TemporaryDirectory dir;
