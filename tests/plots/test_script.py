@@ -9,6 +9,11 @@ from pathlib import Path
 PLOTS = Path(__file__).resolve().parents[2] / "plots"
 
 
+def run(name, folder, **environment):
+    return subprocess.run([sys.executable, str(PLOTS / f"{name}.py"), folder], capture_output=True,
+                          text=True, env={**os.environ, **environment})
+
+
 class Script(unittest.TestCase):
     def test_a_missing_library_is_status_2_and_named(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -18,15 +23,14 @@ class Script(unittest.TestCase):
                 (place / f"{library}.py").write_text(f"raise ImportError('no {library}')\n")
             for name, library in (("plot", "matplotlib"), ("attention", "matplotlib"), ("report", "matplotlib"),
                                   ("reproduce", "pandas"), ("table", "pandas")):
-                done = subprocess.run([sys.executable, str(PLOTS / f"{name}.py"), folder], capture_output=True, text=True,
-                                      env={**os.environ, "PYTHONPATH": str(Path(folder, library))})
+                done = run(name, folder, PYTHONPATH=str(Path(folder, library)))
                 self.assertEqual(done.returncode, 2, done.stderr)
                 self.assertRegex(done.stderr, rf"^{name}\.py: no {library}; install .*python3-{library}")
 
     def test_mistakes_are_status_2_and_unreadable_files_status_3(self):
         with tempfile.TemporaryDirectory() as folder:
             for name, status in (("plot", 2), ("table", 2), ("report", 2), ("attention", 3)):
-                done = subprocess.run([sys.executable, str(PLOTS / f"{name}.py"), folder], capture_output=True, text=True)
+                done = run(name, folder)
                 self.assertEqual(done.returncode, status, done.stderr)
                 self.assertRegex(done.stderr, rf"^{name}\.py: ")
 
