@@ -11,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.dont_write_bytecode = True
 os.environ["MPLBACKEND"] = "Agg"
 
+from subquad_plots import script
+
 try:
     import matplotlib.pyplot as plt
     import numpy as np
@@ -18,8 +20,7 @@ try:
 
     from subquad_plots import style
 except ImportError as error:
-    sys.exit(f"attention.py: {error}; install the Debian packages python3-matplotlib and "
-             "python3-pandas, and use /usr/bin/python3")
+    script.missing("attention.py", error)
 
 LARGEST = 256  # cells of a side; longer sequences are drawn by the largest weight of each cell
 
@@ -88,15 +89,12 @@ def main(arguments=None):
     parser.add_argument("folder", help="folder that `subquad plot --attention` has written")
     parser.add_argument("--format", action="append", default=[], help="png, svg (default) or pdf")
     options = parser.parse_args(arguments)
-    formats = [part for value in options.format for part in value.split(",") if part]
-    formats = formats or ["png", "svg"]
-    try:
-        draw(Path(options.folder), formats)
-    except (OSError, ValueError) as error:
-        print(f"attention.py: {error}", file=sys.stderr)
-        return 3
-    print(f"wrote {', '.join(f'{options.folder}/attention.{kind}' for kind in formats)}")
-    return 0
+    formats = script.split(options.format) or ["png", "svg"]
+    status = script.framed("attention.py", lambda: draw(Path(options.folder), formats),
+                           storage=[ValueError])
+    if status == 0:
+        print(f"wrote {', '.join(f'{options.folder}/attention.{kind}' for kind in formats)}")
+    return status
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.dont_write_bytecode = True
 os.environ["MPLBACKEND"] = "Agg"
 
+from subquad_plots import script
+
 try:
-    from subquad_plots.errors import UserError
     from subquad_report import data, drawing, page
 except ImportError as error:
-    print(f"report.py: {error}; install the Debian packages python3-matplotlib, python3-pandas and "
-          "python3-yaml, and use /usr/bin/python3", file=sys.stderr)
-    sys.exit(2)
+    script.missing("report.py", error, ["matplotlib", "pandas", "yaml"])
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,21 +42,9 @@ def main(arguments=None):
     parser.add_argument("results", help="directory that `subquad run` has written")
     parser.add_argument("-o", "--out", help="file of the page (default: RESULTS/report.html)")
     parser.add_argument("--no-figures", action="store_true", help="tables and rows alone")
-    parser.add_argument("--include-unstable", action="store_true",
-                        help="figures and tables also of rows whose numbers are in doubt")
-    parser.add_argument("--allow-mixed", action="store_true",
-                        help="figures and tables also of several CPU models or builds")
+    script.add_doubt_options(parser, " in figures and tables")
     options = parser.parse_args(arguments)
-    try:
-        report(options)
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"report.py: {line}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"report.py: {error}", file=sys.stderr)
-        return 3
-    return 0
+    return script.framed("report.py", lambda: report(options))
 
 
 if __name__ == "__main__":

@@ -13,17 +13,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.dont_write_bytecode = True
 os.environ["MPLBACKEND"] = "Agg"
 
+from subquad_plots import script
+from subquad_plots.errors import UserError
+
 try:
     from subquad_plots import load
-    from subquad_plots.errors import UserError
     from subquad_reproduce import (catalog, committed, evaluate, integrity, render, running)
     from subquad_reproduce.expectation import SCALES
 except ImportError as error:
-    print(f"reproduce.py: {error}; install the Debian packages python3-matplotlib, python3-pandas "
-          "and python3-yaml, and use /usr/bin/python3", file=sys.stderr)
-    sys.exit(2)
+    script.missing("reproduce.py", error, ["matplotlib", "pandas", "yaml"])
 
-FAILED, USAGE, STORAGE = 1, 2, 3
+FAILED = 1
 
 
 def say(text):
@@ -162,48 +162,35 @@ def parse(arguments):
     parser.add_argument("--publish", action="store_true",
                         help="copy the results to results/papers/")
     parser.add_argument("--no-plots", action="store_true", help="draw no figures")
-    parser.add_argument("--include-unstable", action="store_true",
-                        help="also rows whose numbers are in doubt")
-    parser.add_argument("--allow-mixed", action="store_true",
-                        help="also several CPU models or builds")
+    script.add_doubt_options(parser, "")
     parser.add_argument("--subquad", default="", help="the program that runs configs")
     return parser.parse_args(arguments)
 
 
+def work(options):
+    if options.page:
+        return write_page()
+    if not options.what and not (options.list or options.check):
+        raise UserError("expected PAPER, PAPER/TABLE or all; see subquad reproduce --list")
+    options.what = options.what or "all"
+    read = catalog.find(options.what)
+    options.many = len(read) > 1
+    if options.list:
+        print_list(read)
+        return 0
+    if options.check:
+        return check(read, options)
+    if options.results and options.many:
+        raise UserError(f"--results: {options.what} has {len(read)} tables, expected one")
+    if not options.results and not options.subquad and any(each.config for each in read):
+        raise UserError("--subquad: the program that runs configs is missing; use "
+                        "`subquad reproduce`, or --results DIR")
+    return reproduce(read, options)
+
+
 def main(arguments=None):
     options = parse(arguments)
-    try:
-        if options.page:
-            return write_page()
-        if not options.what and not (options.list or options.check):
-            raise UserError("expected PAPER, PAPER/TABLE or all; see subquad reproduce --list")
-        options.what = options.what or "all"
-        read = catalog.find(options.what)
-        options.many = len(read) > 1
-        if options.list:
-            print_list(read)
-            return 0
-        if options.check:
-            return check(read, options)
-        if options.results and options.many:
-            raise UserError(f"--results: {options.what} has {len(read)} tables, expected one")
-        if not options.results and not options.subquad and any(each.config for each in read):
-            raise UserError("--subquad: the program that runs configs is missing; use "
-                            "`subquad reproduce`, or --results DIR")
-        return reproduce(read, options)
-    except integrity.Damaged as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
-        return STORAGE
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"reproduce.py: {line}", file=sys.stderr)
-        return USAGE
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
-        return STORAGE
+    return script.framed("reproduce.py", lambda: work(options), storage=[integrity.Damaged])
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "harness/cli/options.h"
+#include "harness/cli/programs.h"
 #include "harness/core/npy.h"
 #include "harness/model/trained_model.h"
 
@@ -39,12 +39,6 @@ struct Stack {
     std::copy_n(from.x.data(), from.x.size(), x.data() + example * from.x.size());
   }
 };
-
-void write_text(const std::string& path, const std::string& text) {
-  std::ofstream file(path);
-  file << text << std::flush;
-  if (!file) throw StorageError(path + ": cannot be written");
-}
 
 void run(const Options& options) {
   load_plugins(options.plugins);
@@ -99,7 +93,7 @@ void run(const Options& options) {
   about["causal"] = p.causal;
   about["scale"] = p.logit_scale();
   about["model"] = nlohmann::ordered_json::parse(describe_model(setup));
-  write_text((fs::path(options.out) / "capture.json").string(), about.dump(2) + "\n");
+  write_text(fs::path(options.out) / "capture.json", about.dump(2) + "\n");
   fmt::print(stderr, "wrote {} layers of {} sequences to {}/: {}\n", last_layer - first_layer + 1,
              sequences, options.out, p.str());
 }

@@ -1,24 +1,26 @@
 // subquad compare A B: two results, or two git revisions that are built and measured in turn.
 #include "harness/sweep/compare.h"
 
+#include <fcntl.h>
 #include <fmt/core.h>
 #include <fmt/ranges.h>
-#include <spawn.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cerrno>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "harness/cli/cli.h"
 #include "harness/cli/options.h"
+#include "harness/cli/programs.h"
 #include "harness/core/error.h"
+#include "harness/sweep/lock.h"
 #include "harness/sweep/results_csv.h"
 
 namespace subquad {
@@ -38,41 +40,43 @@ constexpr std::size_t kListed = 50;
 
 // ---- two revisions ----
 
-// Runs a program of PATH with its output on stderr. Returns its exit status.
-int run_program(const std::vector<std::string>& command) {
-  std::vector<char*> argv;
-  for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
-  argv.push_back(nullptr);
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO);
-  pid_t child = 0;
-  const int error = posix_spawnp(&child, argv[0], &actions, nullptr, argv.data(), environ);
-  posix_spawn_file_actions_destroy(&actions);
-  if (error != 0)
-    throw UserError(fmt::format("{} cannot be started: {}", command[0], std::strerror(error)));
-  int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) continue;
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
 void must_run(const std::vector<std::string>& command) {
   const int status = run_program(command);
   if (status != 0)
     throw UserError(fmt::format("{}: ended with status {}", fmt::join(command, " "), status));
 }
 
-// A build of the revision, in a work tree of its own that is kept for the next time.
-std::string built(const CompareArguments& arguments, const std::string& revision) {
-  std::string name;
-  for (const char c : revision)
-    name += (std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '.' || c == '-') ? c : '_';
-  const fs::path tree = fs::absolute(fs::path(arguments.work) / ("tree-" + name));
+// Called from a hook of git or with an exported GIT_DIR, git would work on another repository than
+// that of -C.
+void forget_other_repositories() {
+  for (const char* name :
+       {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY",
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_NAMESPACE", "GIT_PREFIX"})
+    unsetenv(name);
+}
+
+// What a revision of the source repository is now; in a work tree HEAD would be another one.
+std::string commit_of(const CompareArguments& arguments, const std::string& revision) {
+  const ProgramOutput found =
+      output_of_program({"git", "-C", arguments.source, "rev-parse", "--verify", "--end-of-options",
+                         revision + "^{commit}"});
+  const std::string hash = found.text.substr(0, found.text.find('\n'));
+  if (found.status != 0 || hash.empty() ||
+      hash.find_first_not_of("0123456789abcdef") != std::string::npos)
+    throw UserError(fmt::format("{}: is no revision of the git repository {}", revision,
+                                fs::absolute(arguments.source).string()));
+  return hash;
+}
+
+// A build of the commit, in a work tree of its own that is kept for the next time.
+std::string built(const CompareArguments& arguments, const std::string& commit) {
+  const fs::path tree = fs::absolute(fs::path(arguments.work) / ("tree-" + commit));
   if (!fs::exists(tree / ".git"))
-    must_run(
-        {"git", "-C", arguments.source, "worktree", "add", "--detach", tree.string(), revision});
+    // --force: also where a tree of that name was removed by hand.
+    must_run({"git", "-C", arguments.source, "worktree", "add", "--force", "--detach",
+              tree.string(), commit});
   else
-    must_run({"git", "-C", tree.string(), "checkout", "--quiet", "--detach", revision});
+    must_run({"git", "-C", tree.string(), "checkout", "--quiet", "--detach", commit});
   const std::string build = (tree / "build").string();
   must_run({"cmake", "-S", tree.string(), "-B", build, "-DCMAKE_BUILD_TYPE=Release",
             "-DSUBQUAD_TESTS=OFF"});
@@ -82,6 +86,34 @@ std::string built(const CompareArguments& arguments, const std::string& revision
   return build + "/subquad";
 }
 
+// The folder of builds and results, held: two comparisons in it would mix their rows.
+class WorkFolder {
+ public:
+  explicit WorkFolder(const std::string& path) {
+    std::error_code error;
+    fs::create_directories(path, error);
+    fd_ = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd_ < 0)
+      throw StorageError(fmt::format("{}: cannot be opened: {}", path, std::strerror(errno)));
+    try {
+      lock_ = std::make_unique<DirectoryLock>(fd_, path);
+    } catch (...) {
+      close(fd_);
+      throw;
+    }
+  }
+  WorkFolder(const WorkFolder&) = delete;
+  WorkFolder& operator=(const WorkFolder&) = delete;
+  ~WorkFolder() {
+    lock_.reset();
+    close(fd_);
+  }
+
+ private:
+  int fd_ = -1;
+  std::unique_ptr<DirectoryLock> lock_;
+};
+
 // Measures both in turn, round by round, the first one of a round alternating: drift of the machine
 // falls on both alike. Returns the two run directories.
 std::pair<std::string, std::string> measured_in_turn(const CompareArguments& arguments) {
@@ -90,19 +122,18 @@ std::pair<std::string, std::string> measured_in_turn(const CompareArguments& arg
         "{} and {}: no directories with results; to compare git revisions name what to measure "
         "with --config",
         arguments.a, arguments.b));
-  const std::string programs[] = {built(arguments, arguments.a), built(arguments, arguments.b)};
+  forget_other_repositories();
+  const std::string commits[] = {commit_of(arguments, arguments.a),
+                                 commit_of(arguments, arguments.b)};
+  const std::string programs[] = {built(arguments, commits[0]), built(arguments, commits[1])};
   const std::string directories[] = {(fs::path(arguments.work) / "a").string(),
                                      (fs::path(arguments.work) / "b").string()};
   for (int round = 1; round <= arguments.rounds; ++round)
     for (const int turn : {0, 1}) {
       const int side = (round + turn + 1) % 2;
-      std::vector<std::string> command = {programs[side],
-                                          "run",
-                                          arguments.config,
-                                          "--out",
-                                          directories[side],
-                                          "--no-plots",
-                                          round == 1 ? "--fresh" : "--resume"};
+      std::vector<std::string> command = {
+          programs[side],    "run",        arguments.config, "--out",
+          directories[side], "--no-plots", "--yes",          round == 1 ? "--fresh" : "--resume"};
       for (const std::string& filter : arguments.filters)
         command.insert(command.end(), {"--filter", filter});
       for (const std::string& setting : arguments.settings)
@@ -144,6 +175,7 @@ void print_json(const Comparison& comparison) {
   const nlohmann::ordered_json json = {{"cells", comparison.cells},
                                        {"only_a", comparison.only_a},
                                        {"only_b", comparison.only_b},
+                                       {"gone", comparison.gone},
                                        {"left_out", comparison.left_out},
                                        {"noise", comparison.noise},
                                        {"clock", comparison.clock},
@@ -180,6 +212,7 @@ void print(const Comparison& comparison, bool all) {
         "{} pairs of rows with a doubtful time were left out; --include-unstable takes "
         "them\n",
         comparison.left_out);
+  if (comparison.gone > 0) fmt::print("{} rounds of A are not in B\n", comparison.gone);
   if (comparison.only_b > 0) fmt::print("{} cells of B are not in A\n", comparison.only_b);
 }
 
@@ -200,7 +233,9 @@ int compare(const CompareArguments& arguments) {
   const auto has_results = [](const std::string& directory) {
     return fs::exists(fs::path(directory) / "results.csv");
   };
+  std::optional<WorkFolder> work;  // until all is read
   if (!has_results(a) && !has_results(b)) {
+    if (!arguments.config.empty()) work.emplace(arguments.work);
     std::tie(a, b) = measured_in_turn(arguments);
   } else {
     for (const std::string& directory : {a, b})
@@ -217,7 +252,8 @@ int compare(const CompareArguments& arguments) {
     print(comparison, arguments.all);
   for (const std::string& warning : comparison.warnings)
     fmt::print(stderr, "warning: {}\n", warning);
-  return comparison.regressions() > 0 || comparison.only_a > 0 ? kExitFailed : kExitOk;
+  return comparison.regressions() > 0 || comparison.only_a > 0 || comparison.gone > 0 ? kExitFailed
+                                                                                      : kExitOk;
 }
 
 }  // namespace
@@ -257,7 +293,14 @@ void add_compare(CLI::App& app, int* status) {
                       "Revisions: where builds and results are kept (default: results/compare)");
   command->add_option("--build-jobs", arguments->jobs, "Revisions: compilers at once")
       ->check(CLI::Range(1, 1024));
-  command->callback([arguments, status] { *status = compare(*arguments); });
+  command->callback([arguments, status] {
+    try {
+      *status = compare(*arguments);
+    } catch (const LockedError& error) {
+      fmt::print(stderr, "subquad: {}\n", error.what());
+      *status = kExitFailed;
+    }
+  });
 }
 
 }  // namespace subquad

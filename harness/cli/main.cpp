@@ -1,6 +1,7 @@
 // subquad: benchmarks of efficient attention. The commands live in files of their own.
 #include <fmt/core.h>
 
+#include <csignal>
 #include <cstdio>
 #include <new>
 #include <string>
@@ -31,6 +32,7 @@ std::string hint(const CLI::App& app, int argc, char** argv) {
 int main(int argc, char** argv) {
   using namespace subquad;
   int status = kExitOk;
+  std::signal(SIGCHLD, SIG_DFL);  // inherited as ignored, it would hide how children end
   try {
     Registry::instance().check();
     CLI::App app("Measures efficient attention against an exact baseline.", "subquad");

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
+#include <set>
 
 #include "harness/cli/cli.h"
 #include "harness/sweep/lock.h"
@@ -15,7 +16,15 @@
 namespace subquad {
 namespace {
 
-constexpr std::size_t kListed = 20;
+constexpr std::size_t kListed = 20, kFiltered = 100;
+
+// By --filter just these cells: the sweep may have been a part of its config.
+std::string filter_of(const MissingRows& missing) {
+  std::set<std::string> ids;
+  for (const std::string& run : missing.runs) ids.insert(run.substr(0, run.find(' ')));
+  if (ids.size() > kFiltered) return " (and the same --filter)";
+  return " --filter " + shell_word(fmt::format("cell={}", fmt::join(ids, "|")));
+}
 
 void print_missing(const MissingRows& missing, const std::string& out) {
   if (missing.directory.empty())
@@ -27,11 +36,11 @@ void print_missing(const MissingRows& missing, const std::string& out) {
     fmt::print(stderr, "{} {}", i == 0 ? "" : ",", missing.runs[i]);
   fmt::print(stderr, "{}\n", missing.runs.size() > kListed ? ", ..." : "");
   if (!missing.directory.empty() && missing.shards > 1)
-    fmt::print(stderr, "  go on with: --shard {}/{} --out {}\n", missing.shard, missing.shards,
-               shell_word(missing.directory));
+    fmt::print(stderr, "  go on with: --shard {}/{} --out {} and the same config and --filter\n",
+               missing.shard, missing.shards, shell_word(missing.directory));
   else if (missing.directory.empty())
-    fmt::print(stderr, "  run their shards, or what is left with: subquad run {} --out {}\n",
-               shell_word(out + "/config.resolved.yaml"), shell_word(out));
+    fmt::print(stderr, "  run their shards, or what is left with: subquad run {} --out {}{}\n",
+               shell_word(out + "/config.resolved.yaml"), shell_word(out), filter_of(missing));
 }
 
 }  // namespace

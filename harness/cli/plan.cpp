@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "harness/cli/cli.h"
 #include "harness/cli/options.h"
@@ -22,21 +21,6 @@ struct PlanArguments {
   std::vector<std::string> filters, settings, plugins, earlier;
   int shards = 1;
   bool json = false;
-};
-
-// What a set of cells adds up to: all rounds, every exact reference once.
-struct Sum {
-  std::size_t cells = 0;
-  double seconds = 0, bytes = 0;  // wall time one after the other; the largest worker
-  std::set<std::string> references;
-
-  void add(const Cell& cell, const Estimate& estimate, int rounds) {
-    ++cells;
-    seconds += rounds * estimate.seconds;
-    bytes = std::max(bytes, estimate.bytes);
-    if (needs_reference(cell) && references.insert(cell.reference_id()).second)
-      seconds += reference_seconds(cell);
-  }
 };
 
 std::string with_settings(const std::string& name, const Settings& settings) {
@@ -96,6 +80,26 @@ Estimator estimator_from(const std::vector<std::string>& directories) {
   return estimator;
 }
 
+std::vector<Load> loads_of(const Config& config, const Estimator& estimator, int shards) {
+  std::vector<Load> loads(static_cast<std::size_t>(shards));
+  const std::vector<int> shard = shard_of_cells(config.cells, shards);
+  for (std::size_t i = 0; i < config.cells.size(); ++i) {
+    const Cell& cell = config.cells[i];
+    const Estimate estimate = estimator.of(cell);
+    Load& load = loads[static_cast<std::size_t>(shard[i])];
+    ++load.cells;
+    load.seconds += config.rounds * estimate.seconds;
+    load.bytes = std::max(load.bytes, estimate.bytes);
+    if (cell.measure.memory_limit_mb > 0)
+      load.limit_bytes =
+          std::max(load.limit_bytes, static_cast<double>(cell.measure.memory_limit_mb) * (1 << 20));
+    load.threads = std::max(load.threads, cell.threads);
+    if (needs_reference(cell) && load.references.insert(cell.reference_id()).second)
+      load.seconds += reference_seconds(cell);
+  }
+  return loads;
+}
+
 void take_shard(Config* config, int shard, int shards) {
   std::vector<Cell> part = select_shard(config->cells, shard, shards);
   if (part.empty() && !config->cells.empty() && shards > 1)
@@ -113,16 +117,14 @@ void take_shard(Config* config, int shard, int shards) {
 
 void print_plan(const Config& config, const Estimator& estimator, int shards) {
   const std::vector<int> shard = shard_of_cells(config.cells, shards);
-  std::vector<Sum> sums(static_cast<std::size_t>(shards));
-  Sum whole;
+  const std::vector<Load> loads = loads_of(config, estimator, shards);
+  const Load whole = loads_of(config, estimator, 1)[0];
   std::vector<std::vector<std::string>> table = {
       {"cell", "method", "pass", "seconds", "memory", "task and sizes"}};
   if (shards > 1) table[0].insert(table[0].begin(), "shard");
   for (std::size_t i = 0; i < config.cells.size(); ++i) {
     const Cell& cell = config.cells[i];
     const Estimate estimate = estimator.of(cell);
-    whole.add(cell, estimate, config.rounds);
-    sums[static_cast<std::size_t>(shard[i])].add(cell, estimate, config.rounds);
     table.push_back(
         {cell.id(), with_settings(cell.method, cell.method_settings), std::string(name(cell.pass)),
          fmt::format("{:.2f}{}", config.rounds * estimate.seconds,
@@ -135,9 +137,9 @@ void print_plan(const Config& config, const Estimator& estimator, int shards) {
   fmt::print("{}", format_table(table));
   if (shards > 1) {
     std::vector<std::vector<std::string>> list = {{"shard", "cells", "time", "memory"}};
-    for (std::size_t s = 0; s < sums.size(); ++s)
-      list.push_back({fmt::format("{}/{}", s, shards), std::to_string(sums[s].cells),
-                      human_seconds(sums[s].seconds), human_bytes(sums[s].bytes)});
+    for (std::size_t s = 0; s < loads.size(); ++s)
+      list.push_back({fmt::format("{}/{}", s, shards), std::to_string(loads[s].cells),
+                      human_seconds(loads[s].seconds), human_bytes(loads[s].bytes)});
     fmt::print("\n{}", format_table(list));
   }
   fmt::print(

@@ -1,6 +1,7 @@
 // What `plan`, `run --dry-run` and `submit` share.
 #pragma once
 
+#include <set>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,18 @@ Config load_filtered(const std::string& path, const std::vector<std::string>& se
 
 // Estimates from the results in these directories, where they have some.
 Estimator estimator_from(const std::vector<std::string>& directories);
+
+// What a shard adds up to by estimate: all rounds, every exact reference once.
+struct Load {
+  std::size_t cells = 0;
+  double seconds = 0;      // wall time, one cell after the other
+  double bytes = 0;        // the largest worker
+  double limit_bytes = 0;  // the largest memory limit of a worker, 0 = none has one
+  int threads = 1;         // of any cell
+  std::set<std::string> references;
+};
+// By shard.
+std::vector<Load> loads_of(const Config& config, const Estimator& estimator, int shards);
 
 // Keeps the cells of one shard and notes which whole they are a part of.
 void take_shard(Config* config, int shard, int shards);

@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "harness/cli/options.h"
+#include "harness/cli/programs.h"
 #include "harness/cli/python_script.h"
 #include "harness/core/learns_matrix.h"
 #include "harness/core/npy.h"
@@ -19,12 +19,6 @@ namespace subquad {
 namespace {
 
 namespace fs = std::filesystem;
-
-void write_text(const fs::path& path, const std::string& text) {
-  std::ofstream file(path);
-  file << text << std::flush;
-  if (!file) throw StorageError(path.string() + ": cannot be written");
-}
 
 void write_matrix(const fs::path& path, const Matrix& matrix) {
   Tensor tensor(1, 1, matrix.rows(), matrix.cols());

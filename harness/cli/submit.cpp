@@ -1,14 +1,12 @@
 // subquad submit CONFIG: a sweep in shards, by Slurm or by a pool of runners on this machine.
-#include <errno.h>  // program_invocation_name
 #include <fmt/core.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <set>
 
@@ -16,6 +14,7 @@
 #include "harness/cli/merge.h"
 #include "harness/cli/options.h"
 #include "harness/cli/plan.h"
+#include "harness/cli/programs.h"
 #include "harness/core/error.h"
 #include "harness/sweep/plan.h"
 #include "harness/sweep/pool.h"
@@ -36,67 +35,59 @@ struct SubmitArguments {
   bool shared = false, dry_run = false, mixed_hardware = false;
 };
 
-// What the shards take, by estimate.
-struct Load {
-  std::vector<double> seconds;  // by shard
-  double bytes = 0;             // largest worker
-  int threads = 1;              // of any cell
-};
-
-Load load_of(const Config& config, const Estimator& estimator, int shards) {
-  Load load;
-  load.seconds.assign(static_cast<std::size_t>(shards), 0);
-  const std::vector<int> shard = shard_of_cells(config.cells, shards);
-  std::set<std::string> references;
-  for (std::size_t i = 0; i < config.cells.size(); ++i) {
-    const Cell& cell = config.cells[i];
-    const Estimate estimate = estimator.of(cell);
-    double& seconds = load.seconds[static_cast<std::size_t>(shard[i])];
-    seconds += config.rounds * estimate.seconds;
-    if (references.insert(cell.reference_id()).second) seconds += reference_seconds(cell);
-    load.bytes = std::max(load.bytes, estimate.bytes);
-    if (cell.measure.memory_limit_mb > 0)
-      load.bytes =
-          std::max(load.bytes, static_cast<double>(cell.measure.memory_limit_mb) * (1 << 20));
-    load.threads = std::max(load.threads, cell.threads);
+// The most that any shard takes.
+Load most_of(const std::vector<Load>& loads) {
+  Load most;
+  for (const Load& load : loads) {
+    most.seconds = std::max(most.seconds, load.seconds);
+    most.bytes = std::max(most.bytes, load.bytes);
+    most.limit_bytes = std::max(most.limit_bytes, load.limit_bytes);
+    most.threads = std::max(most.threads, load.threads);
   }
-  return load;
+  return most;
 }
 
 // No more shards than there are groups of cells that have to stay together; by default pieces of
-// ten minutes.
-int shards_of(const Config& config, const Estimator& estimator, int wanted) {
+// ten minutes, and enough for all runners.
+int shards_of(const Config& config, const Estimator& estimator, int wanted, int jobs) {
   std::set<std::string> groups;
   for (const Cell& cell : config.cells) groups.insert(comparison_group(cell));
   constexpr double kPiece = 600;  // seconds: a job of a scheduler costs some seconds by itself
-  const double pieces = std::ceil(load_of(config, estimator, 1).seconds[0] / kPiece);
-  if (wanted == 0) wanted = static_cast<int>(std::clamp(pieces, 1.0, 1000.0));
+  const double pieces = std::ceil(loads_of(config, estimator, 1)[0].seconds / kPiece);
+  if (wanted == 0)
+    wanted = static_cast<int>(std::max(std::min(pieces, 1000.0), static_cast<double>(jobs)));
   return std::min(wanted, static_cast<int>(groups.size()));
 }
 
-void write_text(const fs::path& path, const std::string& text) {
-  std::ofstream file(path, std::ios::binary);
-  file << text << std::flush;
-  if (!file) throw StorageError(fmt::format("{}: cannot be written", path.string()));
-}
-
 // The job number that sbatch prints.
-std::string sbatch(const std::string& arguments) {
-  const std::string command = "sbatch --parsable " + arguments;
-  std::FILE* const pipe = popen(command.c_str(), "re");
-  if (pipe == nullptr) throw UserError("sbatch cannot be started");
-  std::string text;
-  char buffer[256];
-  for (std::size_t count = 0; (count = fread(buffer, 1, sizeof buffer, pipe)) > 0;)
-    text.append(buffer, count);
-  const int status = pclose(pipe);
-  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0 || text.empty())
-    throw UserError(fmt::format("{}: failed; is Slurm installed and running here?", command));
-  return text.substr(0, text.find_first_of(";\n"));  // "7;cluster"
+std::string sbatch(const std::vector<std::string>& arguments) {
+  std::vector<std::string> command = {"sbatch", "--parsable"};
+  command.insert(command.end(), arguments.begin(), arguments.end());
+  const ProgramOutput output = output_of_program(command);
+  if (output.status != 0 || output.text.empty())
+    throw UserError(
+        fmt::format("{}: failed; is Slurm installed and running here?", fmt::join(command, " ")));
+  return output.text.substr(0, output.text.find_first_of(";\n"));  // "7;cluster"
 }
 
-int submit_slurm(const SubmitArguments& arguments, const Config& config, const Load& load,
-                 int shards, const fs::path& directory) {
+// The config that every shard reads: those of an earlier submission may yet do so.
+void write_config(const fs::path& path, const std::string& text) {
+  if (fs::exists(path)) {
+    std::ifstream file(path, std::ios::binary);
+    if (std::string((std::istreambuf_iterator<char>(file)), {}) == text) return;
+    throw UserError(
+        fmt::format("{}: is the config of another submission; choose another --out, or remove it "
+                    "when none of its shards will run any more",
+                    path.string()));
+  }
+  fs::create_directories(path.parent_path());
+  write_text(path, text);
+}
+
+int submit_slurm(const SubmitArguments& arguments, const Config& config,
+                 const std::vector<Load>& loads, const fs::path& directory) {
+  const int shards = static_cast<int>(loads.size());
+  const Load most = most_of(loads);
   SlurmJob job;
   job.name = config.name;
   job.program = fs::read_symlink("/proc/self/exe").string();
@@ -106,17 +97,17 @@ int submit_slurm(const SubmitArguments& arguments, const Config& config, const L
   job.filters = arguments.filters;
   job.shards = shards;
   job.at_once = arguments.at_once;
-  job.cpus = arguments.cpus > 0 ? arguments.cpus : load.threads;
+  job.cpus = arguments.cpus > 0 ? arguments.cpus : most.threads;
   job.exclusive = !arguments.shared;
-  job.memory_bytes = load.bytes;
+  job.memory_bytes = std::max(most.bytes, most.limit_bytes);
   job.warning_s = arguments.warning_s;
   job.mixed_hardware = arguments.mixed_hardware;
   job.options = arguments.sbatch;
   // Three times the estimate, for it is one, and time for the warning; in steps of five minutes.
-  const double longest = *std::max_element(load.seconds.begin(), load.seconds.end());
-  job.limit_s = !arguments.time.empty()
-                    ? seconds_of_slurm_time(arguments.time)
-                    : static_cast<int>(300 * std::ceil((3 * longest + job.warning_s + 300) / 300));
+  job.limit_s =
+      !arguments.time.empty()
+          ? seconds_of_slurm_time(arguments.time)
+          : static_cast<int>(300 * std::ceil((3 * most.seconds + job.warning_s + 300) / 300));
   if (job.limit_s <= job.warning_s)
     throw UserError(fmt::format("--time: {} s are over before the warning {} s ahead of the end",
                                 job.limit_s, job.warning_s));
@@ -125,29 +116,32 @@ int submit_slurm(const SubmitArguments& arguments, const Config& config, const L
     fmt::print("{}\n# ---- merge.sbatch ----\n{}", array, merge);
     return kExitOk;
   }
-  fs::create_directories(directory / "submit");
+  write_config(job.config, config.resolved_yaml);
   fs::create_directories(directory / "log");
-  write_text(job.config, config.resolved_yaml);
   const std::string array_file = (directory / "submit/array.sbatch").string();
   const std::string merge_file = (directory / "submit/merge.sbatch").string();
   write_text(array_file, array);
   write_text(merge_file, merge);
-  const std::string first = sbatch(shell_word(array_file));
-  const std::string second =
-      sbatch(fmt::format("--dependency=afterany:{} {}", first, shell_word(merge_file)));
+  const std::string first = sbatch({array_file});
+  const std::string second = sbatch({"--dependency=afterany:" + first, merge_file});
   fmt::print(stderr, "submitted: job {} with {} shards, then job {} that merges them into {}\n",
              first, shards, second, (directory / "merged").string());
   fmt::print("{} {}\n", first, second);
   return kExitOk;
 }
 
-int submit_local(const SubmitArguments& arguments, const Config& config, const Load& load,
-                 int shards, const fs::path& directory) {
+int submit_local(const SubmitArguments& arguments, const Config& config,
+                 const std::vector<Load>& loads, const fs::path& directory) {
+  const int shards = static_cast<int>(loads.size());
+  const Load most = most_of(loads);
   const int jobs = std::min(arguments.jobs, shards);
+  if (jobs < arguments.jobs)
+    fmt::print(stderr, "{} runners at once instead of {}: there are no more shards\n", jobs,
+               arguments.jobs);
   const std::vector<int> usable = usable_processor_list();
   // One after the other, each has the whole machine; at once, each has cores of its own.
   const std::vector<std::vector<int>> sets = jobs == 1 ? std::vector<std::vector<int>>{usable}
-                                                       : processor_sets(usable, jobs, load.threads);
+                                                       : processor_sets(usable, jobs, most.threads);
   const std::string resolved = (directory / "submit/config.yaml").string();
   std::vector<PoolTask> tasks;
   for (int shard = 0; shard < shards; ++shard) {
@@ -179,11 +173,10 @@ int submit_local(const SubmitArguments& arguments, const Config& config, const L
     for (const auto& set : sets) fmt::print("# a runner on processors {}\n", processor_list(set));
     return kExitOk;
   }
-  fs::create_directories(directory / "submit");
+  write_config(resolved, config.resolved_yaml);
   fs::create_directories(directory / "log");
-  write_text(resolved, config.resolved_yaml);
   double total = 0;
-  for (const double seconds : load.seconds) total += seconds;
+  for (const Load& load : loads) total += load.seconds;
   fmt::print(stderr, "{} shards, {} at once, about {}; logs in {}\n", shards, jobs,
              human_seconds(total / jobs), (directory / "log").string());
   PoolReport report;
@@ -212,15 +205,16 @@ int submit(const SubmitArguments& arguments) {
   const Config config =
       load_filtered(arguments.config, arguments.settings, arguments.plugins, arguments.filters);
   const Estimator estimator = estimator_from(arguments.earlier);
-  const int shards = shards_of(config, estimator, arguments.shards);
+  const int shards = shards_of(config, estimator, arguments.shards,
+                               arguments.engine == "local" ? arguments.jobs : 1);
   if (arguments.shards > shards)
     fmt::print(stderr, "{} shards instead of {}: cells that are compared stay together\n", shards,
                arguments.shards);
   const fs::path directory =
       fs::absolute(arguments.out.empty() ? default_directory(config.name, 0, 1) : arguments.out);
-  const Load load = load_of(config, estimator, shards);
-  return arguments.engine == "slurm" ? submit_slurm(arguments, config, load, shards, directory)
-                                     : submit_local(arguments, config, load, shards, directory);
+  const std::vector<Load> loads = loads_of(config, estimator, shards);
+  return arguments.engine == "slurm" ? submit_slurm(arguments, config, loads, directory)
+                                     : submit_local(arguments, config, loads, directory);
 }
 
 }  // namespace
@@ -232,7 +226,9 @@ void add_submit(CLI::App& app, int* status) {
   command->add_option("--engine", arguments->engine, "slurm (a job array), or local (this machine)")
       ->required()
       ->check(CLI::IsMember({"slurm", "local"}));
-  command->add_option("--shards", arguments->shards, "Parts (default: of about ten minutes)")
+  command
+      ->add_option("--shards", arguments->shards,
+                   "Parts (default: of about ten minutes, at least --jobs)")
       ->check(CLI::Range(1, 100000));
   command->add_option("--out", arguments->out,
                       "Directory of the shards and of merged/ (default: results/<name>)");

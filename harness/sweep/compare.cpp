@@ -26,17 +26,6 @@ constexpr double kErrorChange = 0.05;      // of rel_error; other builds round o
 constexpr double kErrorFloor = 1e-6;       // below this an error is rounding
 constexpr double kAccuracyChange = 0.005;  // half a point
 
-std::string text(const RowFields& row, const std::string& column) {
-  const auto found = row.find(column);
-  return found == row.end() ? "" : found->second;
-}
-
-std::optional<double> number(const RowFields& row, const std::string& column) {
-  const std::string field = text(row, column);
-  if (field.empty()) return std::nullopt;
-  return std::strtod(field.c_str(), nullptr);
-}
-
 Cells by_cell(const std::vector<RowFields>& rows) {
   Cells cells;
   for (const RowFields& row : final_rows(rows)) cells[row.at("cell_id")][row.at("round")] = row;
@@ -44,10 +33,10 @@ Cells by_cell(const std::vector<RowFields>& rows) {
 }
 
 std::string words(const RowFields& row) {
-  const std::string label = text(row, "label");
-  return fmt::format("{} {} {} n={}{} threads={}", label.empty() ? text(row, "method") : label,
-                     text(row, "pass"), text(row, "task"), text(row, "n"),
-                     text(row, "causal") == "1" ? " causal" : "", text(row, "threads"));
+  const std::string label = field(row, "label");
+  return fmt::format("{} {} {} n={}{} threads={}", label.empty() ? field(row, "method") : label,
+                     field(row, "pass"), field(row, "task"), field(row, "n"),
+                     field(row, "causal") == "1" ? " causal" : "", field(row, "threads"));
 }
 
 // z with P(|N(0, 1)| > z) = p.
@@ -60,17 +49,32 @@ double normal_quantile(double p) {
   return low;
 }
 
-// The same of Student's t, by the expansion of Cornish and Fisher; near enough from three degrees.
-double t_quantile(double p, double degrees) {
-  const double z = normal_quantile(p), z3 = z * z * z, z5 = z3 * z * z, v = std::max(2.0, degrees);
-  return z + (z3 + z) / (4 * v) + (5 * z5 + 16 * z3 + 3 * z) / (96 * v * v);
+// t with P(|T| > t) = p for Student's T: exact for any whole number of degrees, by the series of
+// Abramowitz and Stegun, 26.7.3 and 26.7.4, in theta = atan(t / sqrt(degrees)). O(degrees).
+double t_quantile(double p, std::size_t degrees) {
+  const auto inside = [&](double theta) {
+    const double cosine = std::cos(theta), square = cosine * cosine;
+    const bool odd = degrees % 2 == 1;
+    double term = odd ? cosine : 1, sum = degrees > 1 ? term : 0;
+    for (std::size_t k = odd ? 2 : 1; k + 2 < degrees; k += 2) {
+      term *= square * static_cast<double>(k) / static_cast<double>(k + 1);
+      sum += term;
+    }
+    return odd ? M_2_PI * (theta + std::sin(theta) * sum) : std::sin(theta) * sum;
+  };
+  double low = 0, high = M_PI_2;
+  for (int i = 0; i < 100; ++i) {
+    const double middle = (low + high) / 2;
+    (1 - inside(middle) > p ? low : high) = middle;
+  }
+  return std::sqrt(static_cast<double>(degrees)) * std::tan(low);
 }
 
 // Variance of the log of a row's median time, as its samples tell: that of a median of normal
 // samples, from their quartiles.
 double variance_of_median(const RowFields& row) {
-  const auto q25 = number(row, "time_q25_s"), q75 = number(row, "time_q75_s"),
-             time = number(row, "time_s"), count = number(row, "repetitions");
+  const auto q25 = number_field(row, "time_q25_s"), q75 = number_field(row, "time_q75_s"),
+             time = number_field(row, "time_s"), count = number_field(row, "repetitions");
   if (!q25 || !q75 || !time || !count || !(*time > 0) || !(*count > 0)) return 0;
   const double sd = (*q75 - *q25) / 1.349 / *time;
   return sd * sd * (M_PI / 2) / *count;
@@ -92,7 +96,7 @@ struct TimePair {
 };
 
 bool measured(const RowFields& row, bool include_unstable) {
-  const std::string status = text(row, "status");
+  const std::string status = field(row, "status");
   return status == "ok" || (include_unstable && status == "unstable");
 }
 
@@ -140,12 +144,15 @@ class Comparer {
     TimePair times;
     for (const auto& [round, row_a] : a) {
       const auto other = b.find(round);
-      if (other == b.end()) continue;
+      if (other == b.end()) {
+        ++result_.gone;
+        continue;
+      }
       const RowFields& row_b = other->second;
-      if (const auto c = number(row_a, "calibration_before")) clock_a_.push_back(*c);
-      if (const auto c = number(row_b, "calibration_before")) clock_b_.push_back(*c);
+      if (const auto c = number_field(row_a, "calibration_before")) clock_a_.push_back(*c);
+      if (const auto c = number_field(row_b, "calibration_before")) clock_b_.push_back(*c);
       status(id, row_a, row_b, round);
-      const auto time_a = number(row_a, "time_s"), time_b = number(row_b, "time_s");
+      const auto time_a = number_field(row_a, "time_s"), time_b = number_field(row_b, "time_s");
       if (!time_a || !time_b || !(*time_a > 0) || !(*time_b > 0)) continue;
       if (!measured(row_a, options_.include_unstable) ||
           !measured(row_b, options_.include_unstable)) {
@@ -182,8 +189,8 @@ class Comparer {
   // ok and unstable are one: whether a time is in doubt is no property of the code.
   void status(const std::string& id, const RowFields& a, const RowFields& b,
               const std::string& round) {
-    const Status before = status_from_name(text(a, "status"));
-    const Status after = status_from_name(text(b, "status"));
+    const Status before = status_from_name(field(a, "status"));
+    const Status after = status_from_name(field(b, "status"));
     const auto kind = [](Status s) { return s == Status::unstable ? Status::ok : s; };
     if (kind(before) == kind(after)) return;
     CellChange c = change(id, a, "status");
@@ -201,16 +208,30 @@ class Comparer {
   void value(const std::string& id, const Rounds& a, const Rounds& b, const std::string& column,
              const Judge& judge) {
     std::vector<double> x, y;
+    std::vector<double> lost;  // of A, where B has no number any more
     for (const auto& [round, row] : a) {
       const auto other = b.find(round);
       if (other == b.end()) continue;
-      const auto left = number(row, column), right = number(other->second, column);
-      if (!left || !right) continue;
+      const auto left = number_field(row, column), right = number_field(other->second, column);
+      if (!left || !right || std::isnan(*left)) continue;
+      if (std::isnan(*right)) {
+        lost.push_back(*left);
+        continue;
+      }
       x.push_back(*left);
       y.push_back(*right);
     }
-    if (x.empty()) return;
+    if (x.empty() && lost.empty()) return;
     CellChange c = change(id, a.begin()->second, column);
+    if (!lost.empty()) {
+      c.a = short_number(median(lost));
+      c.b = "nan";
+      c.rounds = lost.size();
+      c.ratio = c.low = c.high = NAN;
+      c.verdict = Verdict::regression;
+      result_.changes.push_back(std::move(c));
+      return;
+    }
     const double from = median(x), to = median(y);
     c.a = short_number(from);
     c.b = short_number(to);
@@ -222,12 +243,13 @@ class Comparer {
   }
 
   void judge_times() {
-    double squares = 0, degrees = 0;
+    double squares = 0;
+    std::size_t degrees = 0;
     for (const auto& [c, times] : times_) {
       squares += times.squares();
-      degrees += static_cast<double>(times.log_ratio.size() - 1);
+      degrees += times.log_ratio.size() - 1;
     }
-    const double pooled = degrees > 0 ? squares / degrees : 0;
+    const double pooled = degrees > 0 ? squares / static_cast<double>(degrees) : 0;
     result_.noise = std::sqrt(pooled);
     if (degrees == 0 && !times_.empty())
       result_.warnings.push_back(
@@ -239,7 +261,12 @@ class Comparer {
     for (auto& [c, times] : times_) {
       const double count = static_cast<double>(times.log_ratio.size());
       const double own = count > 1 ? times.squares() / (count - 1) : 0;
-      const double half = width * std::sqrt(std::max({own, pooled, times.within}) / count);
+      // The variance of all cells says little of one that varies more than the others: its own
+      // rounds have to tell, with their few degrees of freedom.
+      double half = width * std::sqrt(std::max(pooled, times.within) / count);
+      if (own > 0)
+        half =
+            std::max(half, t_quantile(share, times.log_ratio.size() - 1) * std::sqrt(own / count));
       const double middle = times.mean();
       c.a = short_number(median(times.a));
       c.b = short_number(median(times.b));
@@ -262,7 +289,7 @@ class Comparer {
 
 std::set<std::string> models(const std::vector<RowFields>& rows) {
   std::set<std::string> cpus;
-  for (const RowFields& row : rows) cpus.insert(text(row, "cpu"));
+  for (const RowFields& row : rows) cpus.insert(field(row, "cpu"));
   return cpus;
 }
 
@@ -347,7 +374,7 @@ std::vector<std::string> different_values(const std::vector<RowFields>& a,
       for (const auto& [column, field] : *other) columns.insert(column);
       for (const std::string& column : columns) {
         if (is_measured(column)) continue;
-        std::string x = text(row, column), y = text(*other, column);
+        std::string x = field(row, column), y = field(*other, column);
         if (column == "status")
           for (std::string* field : {&x, &y})
             if (*field == "unstable") *field = "ok";

@@ -22,11 +22,6 @@ constexpr std::string_view kProblemColumns[] = {"task", "pass", "causal", "batch
 // What must agree, beside the curve, for two rows to form a ratio.
 constexpr std::string_view kPairColumns[] = {"round", "seed", "host", "build_id"};
 
-std::string field(const RowFields& row, std::string_view column) {
-  const auto found = row.find(std::string(column));
-  return found == row.end() ? "" : found->second;
-}
-
 std::optional<double> number(const RowFields& row, std::string_view column) {
   const std::string text = field(row, column);
   double value = 0;

@@ -21,16 +21,6 @@ constexpr double kProcess = 0.03;        // start, inputs, check and end of a wo
 constexpr double kBaseBytes = 24 << 20;  // a worker that has done nothing yet
 constexpr int kCheckCalls = 4;           // calls of a pass that are not timed
 
-double number(const RowFields& row, const char* column) {  // 0 when it is missing
-  const auto found = row.find(column);
-  return found == row.end() ? 0 : std::strtod(found->second.c_str(), nullptr);
-}
-
-std::string text(const RowFields& row, const char* column) {
-  const auto found = row.find(column);
-  return found == row.end() ? "" : found->second;
-}
-
 std::string rate_key(const std::string& method, const std::string& settings, std::string_view pass,
                      const std::string& threads) {
   return fmt::format("{}|{}|{}|{}", method, settings, pass, threads);
@@ -44,8 +34,10 @@ struct Declared {
 Declared declared(const Cell& cell) {
   const MethodEntry* entry = Registry::instance().find_method(cell.method);
   // The runner stays clear of foreign code: a plugin's methods are estimated from the options
-  // alone.
-  if (entry == nullptr || !entry->file.starts_with("methods/")) return {};
+  // alone, those of methods/peers too.
+  if (entry == nullptr || !entry->file.starts_with("methods/") ||
+      entry->file.starts_with("methods/peers/"))
+    return {};
   try {
     const auto method = entry->create(cell.method_settings);
     if (!unsupported_reason(*entry, *method, cell.problem, cell.pass).empty()) return {};
@@ -119,14 +111,15 @@ double tensor_bytes(const Cell& cell) {
 
 void Estimator::learn(const std::vector<RowFields>& rows) {
   for (const RowFields& row : final_rows(rows)) {
-    const Status status = status_from_name(text(row, "status"));
+    const Status status = status_from_name(field(row, "status"));
     if (status == Status::interrupted) continue;
-    Seen& seen = cells_[text(row, "cell_id")];
-    if (const double wall = number(row, "wall_s"); wall > 0) seen.seconds.push_back(wall);
-    seen.bytes = std::max(seen.bytes, number(row, "vm_hwm_bytes"));
-    if (const double gflops = number(row, "gflops"); gflops > 0)
-      rates_[rate_key(text(row, "method"), text(row, "method_params"), text(row, "pass"),
-                      text(row, "threads"))]
+    Seen& seen = cells_[field(row, "cell_id")];
+    if (const double wall = number_field(row, "wall_s").value_or(0); wall > 0)
+      seen.seconds.push_back(wall);
+    seen.bytes = std::max(seen.bytes, number_field(row, "vm_hwm_bytes").value_or(0));
+    if (const double gflops = number_field(row, "gflops").value_or(0); gflops > 0)
+      rates_[rate_key(field(row, "method"), field(row, "method_params"), field(row, "pass"),
+                      field(row, "threads"))]
           .push_back(1e9 * gflops);
   }
 }

@@ -29,16 +29,16 @@ using Key = std::pair<int, std::string>;  // round, cell id
 
 constexpr std::size_t kListed = 10;  // of anything that may be long
 
+// What may yet appear: of a run that has not begun, or on a slow file system.
+struct NotYet : UserError {
+  using UserError::UserError;
+};
+
 struct Source {
   std::string directory;
   Plan plan;
   std::map<Key, std::vector<RowFields>> rows;  // in the order of the file
 };
-
-std::string text(const RowFields& row, const char* column) {
-  const auto found = row.find(column);
-  return found == row.end() ? "" : found->second;
-}
 
 std::string slurp(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -62,7 +62,7 @@ std::vector<std::string> run_directories(const std::vector<std::string>& given) 
   std::vector<std::string> list;
   for (const std::string& path : given) {
     if (!fs::is_directory(path))
-      throw UserError(fmt::format("{}: is no directory; expected that of a run", path));
+      throw NotYet(fmt::format("{}: is no directory; expected that of a run", path));
     std::vector<std::tuple<int, int, std::string>> shards;
     for (const fs::directory_entry& entry : fs::directory_iterator(path))
       if (const auto shard = shard_in_name(entry.path().filename().string());
@@ -72,20 +72,21 @@ std::vector<std::string> run_directories(const std::vector<std::string>& given) 
     std::sort(shards.begin(), shards.end());
     for (const auto& shard : shards) list.push_back(std::get<2>(shard));
     if (!is_run(path) && shards.empty())
-      throw UserError(fmt::format(
+      throw NotYet(fmt::format(
           "{}: holds no run and no shard-I-of-N; expected directories of subquad run", path));
   }
   return list;
 }
 
-Source read_source(const std::string& directory) {
+// `results`: content of its results.csv, empty while there is none (it was killed early).
+Source read_source(const std::string& directory, const std::string& results) {
   Source source{directory, {}, {}};
   const std::string plan = directory + "/plan.json";
   if (!fs::exists(plan))
-    throw UserError(fmt::format("{}: has no plan.json; is it a run directory?", directory));
+    throw NotYet(fmt::format("{}: has no plan.json; is it a run directory?", directory));
   source.plan = plan_from_text(slurp(plan), plan);
-  if (fs::exists(directory + "/results.csv"))  // not yet, when it was killed early
-    for (RowFields& row : read_results_csv(directory + "/results.csv")) {
+  if (!results.empty())
+    for (RowFields& row : parse_results_csv(results, directory + "/results.csv")) {
       row.erase("line_crc");
       std::erase_if(row, [](const auto& field) { return field.second.empty(); });
       source.rows[{std::stoi(row.at("round")), row.at("cell_id")}].push_back(std::move(row));
@@ -129,9 +130,10 @@ struct Chosen {
 };
 
 std::string describe(const Chosen& chosen) {
-  const std::string time = text(chosen.row, "time_s");
-  return fmt::format("{} (attempt {}, {}{})", chosen.source->directory, text(chosen.row, "attempt"),
-                     chosen.row.at("status"), time.empty() ? "" : ", " + time + " s");
+  const std::string time = field(chosen.row, "time_s");
+  return fmt::format("{} (attempt {}, {}{})", chosen.source->directory,
+                     field(chosen.row, "attempt"), chosen.row.at("status"),
+                     time.empty() ? "" : ", " + time + " s");
 }
 
 bool contains(const std::vector<RowFields>& rows, const RowFields& row) {
@@ -223,7 +225,7 @@ std::string compared_with(const RowFields& row) {
   std::string key;
   for (const char* column : {"task", "task_params", "pass", "causal", "batch", "heads", "n", "n_kv",
                              "d_k", "d_v", "scale", "threads", "seed", "round"}) {
-    key += text(row, column) + "|";
+    key += field(row, column) + "|";
   }
   return key;
 }
@@ -234,10 +236,10 @@ void look_at_hardware(const std::map<Key, Chosen>& chosen, const MergeOptions& o
   std::set<std::string> builds;
   for (const auto& [key, row_and_source] : chosen) {
     const RowFields& row = row_and_source.row;
-    report->hosts[text(row, "cpu")].insert(text(row, "host"));
-    ++report->rows_of_cpu[text(row, "cpu")];
-    cpus[compared_with(row)].insert(text(row, "cpu"));
-    builds.insert(text(row, "build_id"));
+    report->hosts[field(row, "cpu")].insert(field(row, "host"));
+    ++report->rows_of_cpu[field(row, "cpu")];
+    cpus[compared_with(row)].insert(field(row, "cpu"));
+    builds.insert(field(row, "build_id"));
   }
   if (builds.size() > 1)
     report->warnings.push_back(
@@ -281,7 +283,7 @@ std::string join_lines(const std::vector<Source>& sources, const std::string& na
         throw StorageError(
             fmt::format("{}/{}: byte {}: malformed line", source.directory, name, start));
       const auto row = chosen.find({std::stoi((*fields)[1]), (*fields)[0]});
-      if (row == chosen.end() || text(row->second.row, "attempt") != (*fields)[2]) continue;
+      if (row == chosen.end() || field(row->second.row, "attempt") != (*fields)[2]) continue;
       const std::string key =
           fmt::format("{}", fmt::join(fields->begin(), fields->begin() + 3, ","));
       if (taken.contains(key)) continue;
@@ -327,7 +329,18 @@ void write_out(const RunDirectory& out, const std::vector<Source>& sources,
     if (const std::string lines = join_lines(sources, name, chosen); !lines.empty())
       out.write_file(name, lines);
   std::string results = results_header();
-  for (const auto& [key, row] : chosen) results += results_line(row.row);
+  for (const auto& [key, row] : chosen) {
+    // Earlier attempts stay in front: by them a later merge knows which of two rows came first.
+    std::vector<RowFields> earlier;
+    for (const Source& source : sources) {
+      const auto rows = source.rows.find(key);
+      if (rows == source.rows.end()) continue;
+      for (const RowFields& attempt : rows->second)
+        if (attempt != row.row && !contains(earlier, attempt)) earlier.push_back(attempt);
+    }
+    for (const RowFields& attempt : earlier) results += results_line(attempt);
+    results += results_line(row.row);
+  }
   out.write_file("results.csv", results);  // last: the rest is there when the rows are
 }
 
@@ -339,42 +352,55 @@ int MergeReport::exit_status() const {
   });
 }
 
+namespace {
+
+// Nothing when the result changed while it was read, or rows are missing and `last` is not set.
+std::optional<MergeReport> try_merge(const MergeOptions& options, bool last) {
+  std::vector<std::string> directories = run_directories(options.directories);
+  std::error_code ignored;
+  std::erase_if(directories, [&](const std::string& directory) {
+    return fs::equivalent(directory, options.out, ignored);
+  });
+  if (directories.empty()) throw NotYet("there is no directory to merge but the result's own");
+  std::vector<Source> sources;
+  for (const std::string& directory : directories)
+    sources.push_back(read_source(directory, slurp(directory + "/results.csv")));
+  MergeReport report;
+  report.directories = directories;
+  const Plan whole = whole_plan(sources);
+  const std::string before = slurp(options.out + "/results.csv");
+  if (is_run(options.out)) {
+    sources.push_back(read_source(options.out, before));
+    for (const auto& [key, rows] : sources.back().rows)
+      if (!whole.cells.contains(key.second) || key.first >= whole.rounds)
+        throw UserError(
+            fmt::format("{}: holds rows of another sweep; choose another --out", options.out));
+  }
+  const auto chosen = choose_rows(sources, whole, &report.warnings);
+  list_missing(sources, directories.size(), whole, chosen, &report);
+  if (!report.complete() && !last) return std::nullopt;
+  look_at_hardware(chosen, options, &report);
+  report.asked = whole.cells.size() * static_cast<std::size_t>(whole.rounds);
+  for (const auto& [key, row] : chosen) ++report.counts[status_from_name(row.row.at("status"))];
+  const RunDirectory out(options.out, whole, Existing::resume, false);
+  // A runner may have added rows until the directory was ours.
+  if (slurp(options.out + "/results.csv") != before) return std::nullopt;
+  write_out(out, sources, chosen, &report);
+  return report;
+}
+
+}  // namespace
+
 MergeReport merge_runs(const MergeOptions& options) {
   const double end = monotonic_seconds() + options.wait_s;
   while (true) {
-    std::vector<std::string> directories = run_directories(options.directories);
-    std::error_code ignored;
-    directories.erase(std::remove_if(directories.begin(), directories.end(),
-                                     [&](const std::string& directory) {
-                                       return fs::equivalent(directory, options.out, ignored);
-                                     }),
-                      directories.end());
-    if (directories.empty()) throw UserError("there is no directory to merge but the result's own");
-    std::vector<Source> sources;
-    for (const std::string& directory : directories) sources.push_back(read_source(directory));
-    MergeReport report;
-    report.directories = directories;
-    const Plan whole = whole_plan(sources);
-    const bool update = is_run(options.out);
-    if (update) {
-      sources.push_back(read_source(options.out));
-      for (const auto& [key, rows] : sources.back().rows)
-        if (!whole.cells.contains(key.second) || key.first >= whole.rounds)
-          throw UserError(
-              fmt::format("{}: holds rows of another sweep; choose another --out", options.out));
+    const bool last = monotonic_seconds() >= end;
+    try {
+      if (auto report = try_merge(options, last)) return *report;
+    } catch (const NotYet&) {
+      if (last) throw;
     }
-    const auto chosen = choose_rows(sources, whole, &report.warnings);
-    list_missing(sources, directories.size(), whole, chosen, &report);
-    if (!report.complete() && monotonic_seconds() < end) {
-      usleep(500000);
-      continue;
-    }
-    look_at_hardware(chosen, options, &report);
-    report.asked = whole.cells.size() * static_cast<std::size_t>(whole.rounds);
-    for (const auto& [key, row] : chosen) ++report.counts[status_from_name(row.row.at("status"))];
-    const RunDirectory out(options.out, whole, Existing::resume, false);
-    write_out(out, sources, chosen, &report);
-    return report;
+    if (!last) usleep(500000);
   }
 }
 

@@ -14,7 +14,8 @@ struct MergeOptions {
   std::vector<std::string> directories;  // of runs, or folders that hold shard-I-of-N
   std::string out;                       // the run directory that is made or brought up to date
   bool mixed_hardware = false;           // rows of several CPU models may stand together
-  double wait_s = 0;  // for rows to appear: another host's may be late on a shared file system
+  double wait_s =
+      0;  // for directories and rows: another host's may be late on a shared file system
 };
 
 // A directory that has not all of its rows.

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <map>
@@ -108,6 +109,8 @@ PoolReport run_pool(const std::vector<PoolTask>& tasks,
     pid_t pid = 0;  // 0 = idle
     std::size_t task = 0;
   };
+  // Inherited as ignored, it would let the kernel forget how runners ended.
+  signal(SIGCHLD, SIG_DFL);
   PoolReport report;
   report.status.assign(tasks.size(), -1);
   std::vector<Running> slots(processor_sets.size());
@@ -124,6 +127,8 @@ PoolReport run_pool(const std::vector<PoolTask>& tasks,
       if (slot.pid > 0) {
         int status = 0;
         const pid_t done = waitpid(slot.pid, &status, WNOHANG);
+        if (done < 0 && errno != EINTR)
+          throw InternalError(fmt::format("waiting for a runner: {}", std::strerror(errno)));
         if (done == slot.pid) {
           report.status[slot.task] =
               WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);

@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <set>
@@ -107,6 +108,17 @@ std::vector<RowFields> read_results_csv(const std::string& path) {
   const std::string text((std::istreambuf_iterator<char>(file)), {});
   if (file.bad()) throw StorageError(fmt::format("{}: reading failed", path));
   return parse_results_csv(text, path);
+}
+
+std::string field(const RowFields& row, std::string_view column) {
+  const auto found = row.find(std::string(column));
+  return found == row.end() ? "" : found->second;
+}
+
+std::optional<double> number_field(const RowFields& row, std::string_view column) {
+  const std::string text = field(row, column);
+  if (text.empty()) return std::nullopt;
+  return std::strtod(text.c_str(), nullptr);
 }
 
 std::vector<RowFields> final_rows(const std::vector<RowFields>& rows) {

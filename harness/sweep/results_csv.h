@@ -2,12 +2,17 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace subquad {
 
 using RowFields = std::map<std::string, std::string>;  // column -> text, empty = missing
+
+std::string field(const RowFields& row, std::string_view column);  // "" when it is missing
+std::optional<double> number_field(const RowFields& row, std::string_view column);
 
 // Every row of a results file. StorageError that names file, line and byte offset for anything that
 // is not whole: a malformed line, a row with another number of fields, an unknown header.

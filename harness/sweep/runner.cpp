@@ -79,11 +79,6 @@ RowFields asked_columns(const Cell& cell, const Provenance& provenance) {
   return row;
 }
 
-double number(const RowFields& row, const char* column) {  // 0 when it is missing
-  const auto found = row.find(column);
-  return found == row.end() ? 0 : std::strtod(found->second.c_str(), nullptr);
-}
-
 // One run of run_sweep.
 class Sweep {
  public:
@@ -353,10 +348,11 @@ void Sweep::run_step(const Step& step) {
   row.insert(result.columns.begin(), result.columns.end());
   if (result.columns.contains("time_s") && !bandwidth.empty()) {
     row["bandwidth_gbs"] = bandwidth;
-    const double bytes = number(row, "state_bytes"), seconds = number(row, "time_s");
+    const double bytes = number_field(row, "state_bytes").value_or(0),
+                 seconds = number_field(row, "time_s").value_or(0);
     if (cell.pass == Pass::decode && bytes > 0 && seconds > 0)
-      row["fraction_of_bandwidth"] =
-          to_string(ParamValue(1e-9 * bytes / seconds / number(row, "bandwidth_gbs")));
+      row["fraction_of_bandwidth"] = to_string(
+          ParamValue(1e-9 * bytes / seconds / number_field(row, "bandwidth_gbs").value_or(0)));
   }
   row["status"] = name(result.status);
   row["reason"] = result.reason;

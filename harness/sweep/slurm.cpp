@@ -122,10 +122,11 @@ std::string merge_script(const SlurmJob& job) {
   s += fmt::format("#SBATCH --output={}\n", log_name(job.directory, "merge_%j.log"));
   s += common(job);
   s += fmt::format(
-      "\n# --wait: the last rows of another node may be late on a shared file system.\n"
-      "exec {} merge {} --out {} --wait 30{}\n",
-      shell_word(job.program), shell_word(job.directory), shell_word(job.directory + "/merged"),
-      job.mixed_hardware ? " --mixed-hardware" : "");
+      "\n# Shards of this number only: another submission may have left some beside them.\n"
+      "# --wait: the last rows of another node may be late on a shared file system.\n"
+      "exec {} merge {}/shard-*-of-{} --out {} --wait 30{}\n",
+      shell_word(job.program), shell_word(job.directory), job.shards,
+      shell_word(job.directory + "/merged"), job.mixed_hardware ? " --mixed-hardware" : "");
   return s;
 }
 

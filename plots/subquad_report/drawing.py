@@ -2,6 +2,7 @@
 that the page can filter them, and colours are variables, so that they follow the theme."""
 
 import html
+import multiprocessing
 import os
 import re
 import tempfile
@@ -112,11 +113,11 @@ def inlined(svg, prefix, title, labels, glyphs):
         return (match.group(1) + (glyphs.name(name) if name.startswith(LETTER) else prefix + name)
                 + match.group(3))
 
+    svg = re.sub(r"-?\d+\.\d{4,}", shorter, svg)  # before the labels come, which may hold numbers
     svg = re.sub(r'(id=")([^"]+)(")', own, svg)
     svg = re.sub(r'(href="#)([^"]+)(")', own, svg)
     svg = re.sub(r"(url\(#)([^)]+)(\))", own, svg)
     svg = re.sub(r"\b(fill|stroke): #([0-9a-fA-F]{6})\b", themed, svg)
-    svg = re.sub(r"-?\d+\.\d{4,}", shorter, svg)
     svg = svg.replace("<g >", "<g>")
     head, rest = svg.split(">", 1)
     sizes = re.search(r'viewBox="[^"]*"', head)
@@ -167,7 +168,8 @@ def draw(results, glyphs, processes=None):
             places.insert(0, -1)
         processes = min(processes or len(os.sched_getaffinity(0)), len(places))
         if processes > 1 and len(places) > 4:
-            with ProcessPoolExecutor(processes) as pool:  # forked: they know the results already
+            forked = multiprocessing.get_context("fork")  # they know the results already
+            with ProcessPoolExecutor(processes, mp_context=forked) as pool:
                 parts = list(pool.map(draw_view, places, chunksize=1))
         else:
             parts = [draw_view(place) for place in places]

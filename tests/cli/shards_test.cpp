@@ -63,6 +63,29 @@ TEST_CASE("errors are the same bits in any order, sharded, pooled or resumed", "
   CHECK(in(dir, "compare whole nowhere").status == 2);
 }
 
+TEST_CASE("what merge says is missing of a filtered sweep can be run as it says", "[cli][shards]") {
+  const TemporaryDirectory dir;
+  write_config(dir);
+  const std::string filter = " --filter 'method=dense|performer'";
+  REQUIRE(in(dir, "run c.yaml --shard 0/4" + filter).status == 0);
+  const Finished partial = in(dir, "merge results/shards --out merged");
+  INFO(partial.err);
+  CHECK(partial.status == 1);
+  CHECK(partial.err.find("of 8 runs") != std::string::npos);
+  const std::string words = "what is left with: subquad ";
+  const std::size_t start = partial.err.find(words);
+  REQUIRE(start != std::string::npos);
+  const std::size_t first = start + words.size();
+  const Finished rest = in(dir, partial.err.substr(first, partial.err.find('\n', first) - first));
+  INFO(rest.err);
+  CHECK(rest.status == 0);
+  const Finished merged = in(dir, "merge results/shards --out merged");
+  INFO(merged.err);
+  CHECK(merged.status == 0);
+  CHECK(merged.err.find("8 of 8 runs") != std::string::npos);
+  CHECK(line_count(contents(dir / "merged/results.csv")) == 9);
+}
+
 TEST_CASE("the local pool runs shards on cores of their own, and the rows say so",
           "[cli][shards]") {
   const TemporaryDirectory dir;
@@ -85,6 +108,22 @@ TEST_CASE("the local pool runs shards on cores of their own, and the rows say so
   // Again: there is nothing to do, and the result stays.
   CHECK(in(dir, submit).status == 0);
   CHECK(contents(dir / "pool/merged/results.csv") == rows);
+  // As many shards as runners though the sweep is short, or it is said that there are fewer.
+  const Finished small =
+      in(dir, "submit c.yaml --engine local --jobs 2 --set seeds=1 --out small --dry-run");
+  if (!refused) {
+    CHECK(small.status == 0);
+    CHECK(small.out.find("--shard 1/2") != std::string::npos);
+    CHECK(small.out.find("--runners 2") != std::string::npos);
+  }
+  const Finished fewer = in(dir, "submit c.yaml --engine local --jobs 3 --shards 1 --dry-run");
+  CHECK(fewer.err.find("1 runners at once instead of 3") != std::string::npos);
+  // Another config does not replace what the shards of the first one read.
+  const std::string config = contents(dir / "pool/submit/config.yaml");
+  const Finished other = in(dir, "submit c.yaml --engine local --shards 2 --out pool");
+  CHECK(other.status == 2);
+  CHECK(other.err.find("another submission") != std::string::npos);
+  CHECK(contents(dir / "pool/submit/config.yaml") == config);
   // More at once than there are cores is refused.
   const Finished many =
       in(dir, "submit c.yaml --engine local --shards 4 --jobs 4 --set threads=1024");

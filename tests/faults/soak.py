@@ -183,9 +183,13 @@ class Soak:
             return "skipped: a tmpfs cannot be mounted here"
         try:
             total, full, printed = (2 if self.small else 40), 0, 0
+            tries = 0
             log = self.work / "full.log"
             out, runs = disk / "run", 1
             while full < total:
+                tries += 1
+                check(tries <= 20 * total, f"the disk was full {full} times only in {tries - 1} tries: the sweep "
+                      "ends before it is")
                 log.write_bytes(b"")
                 child = self.start(command(out), log)
                 time.sleep(self.random.uniform(0.3, 1.5))

@@ -278,6 +278,12 @@ class Doubts(WithDirectory):
 
 
 class Drawing(unittest.TestCase):
+    def test_labels_keep_their_digits(self):
+        svg = drawing.inlined('<svg viewBox="0 0 9 9"><g id="series-0"><path d="M 12.345678 1"/></g></svg>', "f0-",
+                              "a", {"series-0": "favor eps=0.00001 scale=1.23456"}, drawing.Glyphs())
+        self.assertIn('data-label="favor eps=0.00001 scale=1.23456"', svg)
+        self.assertIn('d="M 12.35 1"', svg)
+
     def test_a_factor_keeps_its_digits_and_a_place_gets_shorter(self):
         text = re.sub(r"-?\d+\.\d{4,}", drawing.shorter, "M 123.456789 0 scale(0.015625 -0.067)")
         self.assertEqual(text, "M 123.46 0 scale(0.01562 -0.067)")

@@ -1,9 +1,12 @@
 // Shards joined into one run directory.
 #include "harness/sweep/merge.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <set>
+#include <thread>
 
 #include "harness/core/error.h"
 #include "harness/sweep/plan.h"
@@ -168,6 +171,59 @@ TEST_CASE("a row measured again in its shard replaces the merged one", "[merge]"
   const MergeReport report = merge(path);
   CHECK(report.counts.at(Status::timeout) == 1);
   CHECK(report.exit_status() == 1);
+}
+
+TEST_CASE("a run measured again in the merged directory stays, merge after merge", "[merge]") {
+  const TemporaryDirectory path;
+  const auto cells = quick_cells(8);
+  write_shard(path / "shards/shard-0-of-1", cells, 0, 1);
+  RowFields failure = row_of(cells[3], 1, "timeout");
+  failure["attempt"] = "2";
+  add_row(path / "shards/shard-0-of-1", failure);
+  CHECK(merge(path).exit_status() == 1);
+  RowFields again = row_of(cells[3], 1, "ok", "a cpu", "0.25");
+  again["attempt"] = "3";
+  add_row(path / "shards/merged", again);
+  std::string before;
+  for (int time = 0; time < 3; ++time) {
+    CHECK(merge(path).exit_status() == 0);
+    const std::string results = slurp(path / "shards/merged/results.csv");
+    if (time > 0) CHECK(results == before);
+    before = results;
+  }
+  // All three attempts are there, in order, the last one counts.
+  std::vector<std::string> attempts;
+  for (const RowFields& row : read_results_csv(path / "shards/merged/results.csv"))
+    if (row.at("cell_id") == cells[3].id() && row.at("round") == "1")
+      attempts.push_back(row.at("attempt"));
+  CHECK(attempts == std::vector<std::string>{"1", "2", "3"});
+}
+
+TEST_CASE("--wait waits for directories and plans as well as for rows", "[merge]") {
+  const TemporaryDirectory path;
+  const auto cells = quick_cells(8);
+  const MergeOptions options{
+      .directories = {path / "a/shard-0-of-2", path / "b"}, .out = path / "out", .wait_s = 60};
+  std::thread late([&] {
+    usleep(200000);
+    std::filesystem::create_directories(path / "a/shard-0-of-2");  // without a plan
+    std::filesystem::create_directories(path / "b");
+    usleep(600000);
+    write_shard(path / "a/shard-0-of-2", cells, 0, 2);
+    write_shard(path / "b/shard-1-of-2", cells, 1, 2);
+  });
+  MergeReport report;
+  try {
+    report = merge_runs(options);
+  } catch (const std::exception& error) {
+    FAIL_CHECK(error.what());
+  }
+  late.join();
+  CHECK(report.complete());
+  CHECK(report.counts[Status::ok] == 16);
+  CHECK_THROWS_AS(
+      merge_runs({.directories = {path / "nowhere"}, .out = path / "none", .wait_s = 0.2}),
+      UserError);
 }
 
 TEST_CASE("rows of several CPU models stand together only when asked for", "[merge]") {

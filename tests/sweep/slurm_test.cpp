@@ -2,6 +2,7 @@
 #include "harness/sweep/slurm.h"
 
 #include <catch2/catch.hpp>
+#include <csignal>
 #include <cstdlib>
 #include <set>
 
@@ -54,8 +55,9 @@ TEST_CASE("the array's batch file asks for what a measurement needs", "[slurm]")
   shared.at_once = 0;
   CHECK_FALSE(has_line(array_script(shared), "#SBATCH --exclusive"));
   CHECK(has_line(array_script(shared), "#SBATCH --array=0-3"));
-  CHECK(merge_script(job()).find("exec '/opt/my tools/subquad' merge /data/out --out "
-                                 "/data/out/merged") != std::string::npos);
+  CHECK(merge_script(job()).find("exec '/opt/my tools/subquad' merge "
+                                 "/data/out/shard-*-of-4 --out /data/out/merged") !=
+        std::string::npos);
 }
 
 TEST_CASE("batch files are good bash", "[slurm]") {
@@ -106,4 +108,25 @@ TEST_CASE("runners that measure at once get disjoint cores, or are refused", "[p
   CHECK(processor_list({3}) == "3");
   CHECK(processor_list({}).empty());
   CHECK_FALSE(usable_processor_list().empty());
+}
+
+namespace {
+struct NoStop : StopRequest {
+  int signal() const override { return 0; }
+  int fd() const override { return -1; }
+};
+}  // namespace
+
+TEST_CASE("a pool ends though SIGCHLD was ignored where it was started", "[pool]") {
+  const fixture::TemporaryDirectory path;
+  auto* const before = std::signal(SIGCHLD, SIG_IGN);
+  const std::vector<PoolTask> tasks = {{{"/bin/sh", "-c", "exit 3"}, path / "a.log"},
+                                       {{"/bin/sh", "-c", "echo b"}, path / "b.log"}};
+  std::vector<std::size_t> ended;
+  const PoolReport report = run_pool(tasks, {usable_processor_list()}, NoStop(),
+                                     [&](std::size_t task, int) { ended.push_back(task); });
+  std::signal(SIGCHLD, before);
+  CHECK(report.status == std::vector<int>{3, 0});
+  CHECK(ended == std::vector<std::size_t>{0, 1});
+  CHECK(fixture::slurp(path / "b.log") == "b\n");
 }
