@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "harness/core/capture.h"
+#include "harness/core/method_weights.h"
 #include "harness/sweep/config_sweep.h"
 
 namespace subquad {
@@ -291,6 +292,26 @@ class Expansion {
                        quoted_for_message(cell.label), known->second, meaning));
   }
 
+  // One file, one cell: else the last one to end would replace what the others learned.
+  void check_saved(const Cell& cell) {
+    const bool fit = cell.pass == Pass::fit;
+    const Settings& options = fit ? cell.fit : cell.train;
+    const auto save = options.find("save");
+    if (save == options.end()) return;
+    const auto& pattern = std::get<std::string>(save->second);
+    // A folder gets a file for each cell.
+    if (pattern.empty() || !pattern.ends_with(".safetensors")) return;
+    const std::string path = fill_path(pattern, cell.method, cell.label, cell.seed, cell.problem.n);
+    if (saved_.insert(path).second) return;
+    for (const ParamAxis& axis : options_of(cell.pass))
+      if (axis.name == "save")
+        report(axis.values.front().place, fit ? "fit.save" : "train.save",
+               fmt::format("several cells would keep their weights in {}; put what differs into "
+                           "the path ({{method}}, {{label}}, {{seed}} or {{n}}), or leave one "
+                           "value of what it cannot name",
+                           quoted_for_message(path)));
+  }
+
   void add_task(std::size_t m, std::size_t t, Cell* cell) {
     const MethodSweep& method = sweep_.methods[m];
     const TaskSweep& task = sweep_.tasks[t];
@@ -325,6 +346,7 @@ class Expansion {
   void add(const Choices& choices, const Cell& cell) {
     const auto [known, added] = index_.emplace(cell.id(), choices);
     if (added) {
+      check_saved(cell);
       cells_.push_back(cell);
       return;
     }
@@ -370,7 +392,7 @@ class Expansion {
   std::vector<std::vector<std::vector<Problem>>> adapted_;  // [task][settings][problem]
   std::unordered_map<std::string, Choices> index_;          // by cell id
   std::unordered_map<std::string, std::string> labels_;     // what each stands for
-  std::set<std::string> reported_, twice_;
+  std::set<std::string> reported_, twice_, saved_;
   std::size_t problem_errors_ = 0;
   std::vector<Cell> cells_;
 };
