@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # slurm_test.sh SUBQUAD [small|full]: a sweep in 4 shards on a real one-node Slurm. One task is
 # requeued in the middle, one cancelled in the middle and submitted again; what is merged must equal an
-# unsharded run in every column that is not measured. Status 77: skipped, Slurm is not installed.
+# unsharded run in every column that is not measured. Status 77: skipped, no Slurm here.
 set -euo pipefail
 subquad=$(readlink -f -- "$1")
 size=${2:-full}
