@@ -112,7 +112,11 @@ class Worker {
     reason = unsupported_reason(entry_, *method_, p, pass);
     if (!reason.empty()) return reason;
     run_ = make_pass_run(*method_, entry_.info, *task_,
-                         {.problem = p, .pass = pass, .seed = kSeed, .input_sets = 1});
+                         {.problem = p,
+                          .pass = pass,
+                          .seed = kSeed,
+                          .input_sets = 1,
+                          .method_seed = 0});  // as the transcriptions have it
     run_->prepare();
     run_->prepare_state();
     return "";
