@@ -17,6 +17,7 @@
 #include <set>
 
 #include "harness/core/error.h"
+#include "harness/core/printable.h"
 
 namespace subquad {
 namespace {
@@ -133,7 +134,7 @@ void write_safetensors(const std::string& path, const std::vector<FileTensor>& t
 
 TensorFile read_safetensors(const std::string& path) {
   const auto bad = [&](const std::string& what) {
-    return UserError(fmt::format("{}: {}", path, what));
+    return UserError(fmt::format("{}: {}", path, printable(what)));  // names come from the file
   };
   std::ifstream stream(path, std::ios::binary);
   if (!stream) throw bad("cannot be read");

@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include "harness/core/error.h"
+#include "harness/core/printable.h"
 #include "harness/sweep/utc_time.h"
 
 namespace subquad {
@@ -64,7 +65,8 @@ Plan plan_from_text(const std::string& text, const std::string& path) {
     }
     return plan;
   } catch (const nlohmann::json::exception& error) {
-    throw StorageError(fmt::format("{}: damaged: {}; --fresh starts over", path, error.what()));
+    throw StorageError(
+        fmt::format("{}: damaged: {}; --fresh starts over", path, printable(error.what())));
   }
 }
 

@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "harness/core/printable.h"
+
 namespace subquad {
 
 // Where a node stands. Line and column count from 1. Source 0 is the config file, 1, 2, ... the
@@ -74,13 +76,7 @@ YamlNode parse_yaml(const std::string& text, int source, std::vector<YamlProblem
 // directory, not readable, or larger than `max_bytes`.
 std::string read_text_file(const std::string& path, std::size_t max_bytes);
 
-// Text for a message: control characters and what is no UTF-8 escaped as \xNN.
-std::string printable(std::string_view text);
-
 // printable() text of the user in double quotes, cut after 60 bytes.
 std::string quoted_for_message(std::string_view text);
-
-// The position of the first byte that is not valid UTF-8, or npos.
-std::size_t find_invalid_utf8(std::string_view text);
 
 }  // namespace subquad

@@ -93,7 +93,8 @@ TEST_CASE("a malformed file is refused in one line that names it", "[model]") {
       FAIL("accepted");
     } catch (const UserError& error) {
       CHECK_THAT(error.what(), Catch::StartsWith(place.path) && Catch::Contains(why));
-      CHECK(std::string(error.what()).find('\n') == std::string::npos);
+      for (const char c : std::string(error.what()))
+        CHECK((static_cast<unsigned char>(c) >= 0x20 && c != 0x7f));
     }
   };
   const auto tensor = [](const std::string& name, const std::string& shape, int from, int to) {
@@ -126,6 +127,11 @@ TEST_CASE("a malformed file is refused in one line that names it", "[model]") {
   refused("no JSON");
   place.put("[]", 0);
   refused("no JSON object");
+  // What cannot be printed is escaped in the message, raw in the file or not.
+  place.put("{\"a\"\x7f\"b\"}", 0);
+  refused("\\x7f");
+  place.put(R"({"a\u000a\u0007":{"dtype":"F32"}})", 0);
+  refused("a\\n\\x07");
 }
 
 TEST_CASE("a file that cannot be written is a storage error", "[model]") {
