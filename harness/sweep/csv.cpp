@@ -53,6 +53,7 @@ std::string single_line(std::string_view text, std::size_t limit) {
   if (!text.empty() && std::string_view("=+-@").find(text[0]) != std::string_view::npos &&
       !is_number(text))
     line = "'";
+  std::size_t kept = 0;  // what may stand before the mark, so that a cut text is never cut again
   for (std::size_t i = 0; i < text.size();) {
     const std::size_t length = utf8_length(text.substr(i));
     std::string piece(text.substr(i, std::max<std::size_t>(length, 1)));
@@ -65,8 +66,9 @@ std::string single_line(std::string_view text, std::size_t limit) {
     } else if (length == 0 || control(piece[0])) {
       piece = fmt::format("\\x{:02x}", static_cast<unsigned char>(piece[0]));
     }
-    if (line.size() + piece.size() > limit) return line + "...";
+    if (line.size() + piece.size() > limit) return line.substr(0, kept) + "...";
     line += piece;
+    if (line.size() + 3 <= limit) kept = line.size();
     i += std::max<std::size_t>(length, 1);
   }
   return line;

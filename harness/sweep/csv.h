@@ -12,7 +12,8 @@ namespace subquad {
 
 // Free text on one line: newlines, tabs and other control characters as \n, \t, \x1b; bytes that
 // are no UTF-8 as \xff; a text that a spreadsheet would read as a formula (it starts with = + - @
-// and is no number) gets a leading '. At most `limit` bytes, the rest is cut and marked "...".
+// and is no number) gets a leading '. At most `limit` bytes (3 or more), a longer text is cut and
+// ends in "...". The line of a line is itself.
 std::string single_line(std::string_view text, std::size_t limit = 1000);
 
 // A field as it stands in the file: quoted where it has to be.

@@ -68,8 +68,19 @@ TEST_CASE("text becomes one harmless line", "[results]") {
   CHECK(single_line("fen\xc3\xaatre") == "fen\xc3\xaatre");
   CHECK(single_line("\xc3(") == "\\xc3(");
   CHECK(single_line("\xed\xa0\x80") == "\\xed\\xa0\\x80");  // a surrogate
-  CHECK(single_line(std::string(2000, 'x')).size() == 1003);
-  CHECK(single_line("abc\xc3\xaa", 4) == "abc...");  // no half character
+  CHECK(single_line(std::string(1000, 'x')) == std::string(1000, 'x'));
+  CHECK(single_line(std::string(2000, 'x')) == std::string(997, 'x') + "...");
+  CHECK(single_line("abcd\xc3\xaaxyz", 8) == "abcd...");  // no half character
+  // A row that is read and written again keeps its bytes.
+  Random random(5, "lines");
+  for (int i = 0; i < 2000; ++i) {
+    std::string text;
+    const std::uint64_t length = random.below(40);
+    for (std::uint64_t k = 0; k < length; ++k) text += "a.=\n\x7f\xc3\xaa\xf4\x8f"[random.below(9)];
+    const std::string line = single_line(text, 20);
+    CHECK(line.size() <= 20);
+    CHECK(single_line(line, 20) == line);
+  }
 }
 
 TEST_CASE("fields survive quoting and splitting", "[results]") {
