@@ -167,6 +167,21 @@ TensorFile read_safetensors(const std::string& path) {
   if (!header.is_object()) throw bad("the header is no JSON object");
   if (!twice.empty()) throw bad(fmt::format("tensor \"{}\" stands twice", twice));
 
+  // A number that is no integer must not be converted to one: what that gives is undefined.
+  const auto integers = [&](const std::string& name, const char* key, const nlohmann::json& list) {
+    std::vector<Index> out;
+    bool whole = list.is_array();
+    for (const nlohmann::json& item : list) {
+      whole = whole && item.is_number_integer() &&
+              !(item.is_number_unsigned() && item.get<std::uint64_t>() >> 63 != 0);
+      if (whole) out.push_back(item.get<Index>());
+    }
+    if (!whole)
+      throw bad(fmt::format("tensor \"{}\" has {} {}, expected a list of integers", name, key,
+                            list.dump()));
+    return out;
+  };
+
   TensorFile file;
   std::vector<std::pair<Index, Index>> ranges;
   for (const auto& [name, value] : header.items()) {
@@ -177,8 +192,8 @@ TensorFile read_safetensors(const std::string& path) {
       }
       TensorFile::Entry entry;
       entry.type = value.at("dtype").get<std::string>();
-      entry.shape = value.at("shape").get<std::vector<Index>>();
-      const auto offsets = value.at("data_offsets").get<std::vector<Index>>();
+      entry.shape = integers(name, "shape", value.at("shape"));
+      const auto offsets = integers(name, "data_offsets", value.at("data_offsets"));
       const Index count = count_of(entry.shape), size = type_size(entry.type);
       if (size == 0)
         throw bad(fmt::format("tensor \"{}\" has type {}, expected F32, F64, I32 or I64", name,

@@ -123,6 +123,12 @@ TEST_CASE("a malformed file is refused in one line that names it", "[model]") {
   refused("BF16");
   place.put(R"({"a":{"dtype":"F32","shape":[2]}})", 8);
   refused("data_offsets");
+  for (const char* shape :
+       {"[1.5]", "[3e60]", "[333333333333333333333333333333]", "[18446744073709551615]", "[\"2\"]",
+        "[[2]]", "2", "{\"2\":2}", "null"}) {
+    place.put("{" + tensor("a", shape, 0, 8) + "}", 8);
+    refused("expected a list of integers");
+  }
   place.put("{nonsense", 0);
   refused("no JSON");
   place.put("[]", 0);
