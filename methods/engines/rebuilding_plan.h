@@ -13,8 +13,8 @@
 #include <span>
 #include <vector>
 
-#include "methods/engines/cache_policy.h"
 #include "harness/core/token_plan.h"
+#include "methods/engines/cache_policy.h"
 
 namespace subquad {
 
