@@ -64,10 +64,10 @@ def by_method(axes, context, table, floors, quality):
         axes.errorbar([point["value"]], [place],
                       xerr=[[point["value"] - point["low"]], [point["high"] - point["value"]]],
                       elinewidth=0.8, capsize=1.8, zorder=3, **curve)
-        inside = point["value"] > 0.8 * top
-        axes.annotate(f"{point['value']:.3f}", (point["low"] if inside else point["high"], place),
-                      xytext=(-6 if inside else 6, 0), textcoords="offset points", va="center",
-                      ha="right" if inside else "left", fontsize=6)
+        # Above the floors' names, which stand beside their lines.
+        axes.annotate(f"{point['value']:.3f}", (point["high"], place), xytext=(6, 0),
+                      textcoords="offset points", va="center", ha="left", fontsize=6, zorder=5,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})
     for name, value in floors.items():
         axes.axvline(value, **FLOOR_STYLE)
         axes.annotate(name, (value, len(order) - 0.45), xytext=(2, 0), textcoords="offset points",
@@ -75,6 +75,6 @@ def by_method(axes, context, table, floors, quality):
                       fontsize=5.5, color="#555555")
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(len(order) - 0.4, -0.6)
-    axes.set_xlim(0, top * 1.03)
+    axes.set_xlim(0, top * 1.12)  # room for the numbers
     axes.grid(False, axis="y")
     axes.set_xlabel(LABEL[quality])
