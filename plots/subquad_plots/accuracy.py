@@ -71,8 +71,8 @@ def by_method(axes, context, table, floors, quality):
     for name, value in floors.items():
         axes.axvline(value, **FLOOR_STYLE)
         axes.annotate(name, (value, len(order) - 0.45), xytext=(2, 0), textcoords="offset points",
-                      rotation=90, va="bottom" if len(order) < 3 else "top", ha="left",
-                      fontsize=5.5, color="#555555")
+                      rotation=90, va="bottom", ha="left", fontsize=5.5, color="#555555",
+                      zorder=4)
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, top * 1.12)  # room for the numbers

@@ -5,7 +5,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -17,31 +16,13 @@
 #include "methods/engines/sea_features.h"
 #include "methods/engines/sea_sparse.h"
 #include "methods/engines/sea_work.h"
+#include "tests/bench/timing.h"
 
 using namespace subquad;
 using namespace subquad::engine;
+using bench::time_of;
 
 namespace {
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-// Median of at least `least` calls or half a second.
-double time_of(const std::function<void()>& call) {
-  call();
-  std::vector<double> samples;
-  const double start = now();
-  while (samples.size() < 5 || now() - start < 0.5) {
-    const double before = now();
-    call();
-    samples.push_back(now() - before);
-  }
-  std::nth_element(samples.begin(),
-                   samples.begin() + static_cast<std::ptrdiff_t>(samples.size() / 2),
-                   samples.end());
-  return samples[samples.size() / 2];
-}
 
 struct Case {
   Problem p;

@@ -4,39 +4,19 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
-#include <functional>
 
 #include "harness/core/task.h"
 #include "methods/engines/row_attention.h"
 #include "methods/engines/zeta_attention.h"
 #include "methods/engines/zeta_layout.h"
+#include "tests/bench/timing.h"
 
 using namespace subquad;
 using namespace subquad::engine;
+using bench::time_of;
 
 namespace {
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-// Median of at least five calls and half a second.
-double time_of(const std::function<void()>& call) {
-  call();
-  std::vector<double> samples;
-  const double start = now();
-  while (samples.size() < 5 || now() - start < 0.5) {
-    const double before = now();
-    call();
-    samples.push_back(now() - before);
-  }
-  std::nth_element(samples.begin(),
-                   samples.begin() + static_cast<std::ptrdiff_t>(samples.size() / 2),
-                   samples.end());
-  return samples[samples.size() / 2];
-}
 
 // Inputs, and what a forward of ZETA chose for them.
 struct Case {
