@@ -13,6 +13,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "methods/engines/tile_product.h"
 
@@ -168,35 +169,66 @@ inline void column_dots(const float* vector, const float* qt, Index depth, Index
   }
 }
 
-// Rows that the next chunk will need, asked for one by one between multiply-adds: all at once they
-// would fill the processor's queue of misses and stall it, and it does not see across a chunk by
-// itself.
+// Cache lines that later work will need, asked for one by one between multiply-adds: all at once
+// they would fill the processor's queue of misses and stall it, and it does not see across a chunk
+// by itself.
 class Ahead {
  public:
   void add(const float* rows, Index floats) {
     if (streams_ == kStreams || floats <= 0) return;
-    next_[streams_++] = rows;
-    touches_ += (floats + 31) / 32;
+    next_[streams_] = rows;
+    end_[streams_++] = rows + floats;
+    lines_ += (floats + kLine - 1) / kLine;
   }
-  void touch() {
-    if (touches_ == 0) return;
-    --touches_;
-    const float* const line = next_[at_];
-    __builtin_prefetch(line, 0, 2);
-    __builtin_prefetch(line + 16, 0, 2);
-    next_[at_] = line + 32;
-    at_ = at_ + 1 == streams_ ? 0 : at_ + 1;
+  // Spreads what was added over `steps` steps.
+  void spread(Index steps) { pace_ = lines_ > steps ? 2 : 1; }
+  Index pace() const { return pace_; }  // lines of a step
+  // Where the next `lines` lines to ask for begin (they may reach beyond what was added); null when
+  // nothing is left.
+  const float* take(Index lines) {
+    if (at_ == streams_) return nullptr;
+    const float* const from = next_[at_];
+    next_[at_] += lines * kLine;
+    if (next_[at_] >= end_[at_]) ++at_;
+    return from;
   }
+  static constexpr Index kLine = 16;  // floats
 
  private:
   static constexpr int kStreams = 8;
   const float* next_[kStreams] = {};
+  const float* end_[kStreams] = {};
   int streams_ = 0, at_ = 0;
-  Index touches_ = 0;
+  Index lines_ = 0, pace_ = 1;
 };
 
 // Where nothing is to be asked for: its calls vanish.
-struct Nothing {
+struct Nothing {};
+
+// The requests of one block of `steps` steps, one or two lines a step.
+template <class Requests>
+class Touches {
+ public:
+  Touches(Requests& ahead, Index steps, const float* idle) {
+    line_ = ahead.take(ahead.pace() * steps);
+    step_ = line_ == nullptr ? 0 : ahead.pace() * Ahead::kLine;
+    second_ = step_ > Ahead::kLine ? Ahead::kLine : 0;
+    if (line_ == nullptr) line_ = idle;  // a line that is there anyway: no branch in the loop
+  }
+  void touch() {
+    __builtin_prefetch(line_, 0, 2);
+    __builtin_prefetch(line_ + second_, 0, 2);
+    line_ += step_;
+  }
+
+ private:
+  const float* line_;
+  Index step_, second_;
+};
+template <>
+class Touches<Nothing> {
+ public:
+  Touches(Nothing&, Index, const float*) {}
   void touch() {}
 };
 
@@ -208,14 +240,15 @@ struct Factors {
 
 // out_r = scale[r] (decay[r] sum_x a(r, x) state[x, :] + sum_t weights(r, t) values[t, :]) for ROWS
 // rows. Second sum over t in [begin, end) for every row, and with TRIANGLE over t in [end, end + r]
-// as well. `decay` and `scale` may be null (factors of one).
+// as well. `decay` and `scale` may be null (factors of one); rows of `start` [ldo], unless it is
+// null, come on top before the scale.
 template <int ROWS, int VECTORS, bool TRIANGLE, class Requests>
 [[gnu::always_inline]] inline void output_block(Factors a, Index depth,
                                                 const float* __restrict state, Index ldstate,
                                                 const float* decay, Factors weights, Index begin,
                                                 Index end, const float* __restrict values,
-                                                Index ldv, const float* scale,
-                                                float* __restrict out, Index ldo, Requests& ahead) {
+                                                Index ldv, const float* scale, const float* start,
+                                                float* out, Index ldo, Requests& ahead) {
   Vec sum[ROWS][VECTORS];
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
@@ -233,8 +266,15 @@ template <int ROWS, int VECTORS, bool TRIANGLE, class Requests>
       for (int w = 0; w < VECTORS; ++w) sum[r][w] += f * row[w];
     }
   };
+  Touches<Requests> touches(ahead, depth, state);
+  constexpr Index kRowsAhead = 8;  // of the state, which may lie in L2
   for (Index x = 0; x < depth; ++x) {
-    ahead.touch();
+    touches.touch();
+    if constexpr (!std::is_same_v<Requests, Nothing>) {
+#pragma GCC unroll 4
+      for (int w = 0; w < VECTORS; ++w)
+        __builtin_prefetch(state + (x + kRowsAhead) * ldstate + w * kLanes);
+    }
     add(a.p + x * a.term, a.row, state + x * ldstate, 0);
   }
   if (decay != nullptr) {
@@ -254,6 +294,7 @@ template <int ROWS, int VECTORS, bool TRIANGLE, class Requests>
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
     for (int w = 0; w < VECTORS; ++w) {
+      if (start != nullptr) sum[r][w] += load(start + r * ldo + w * kLanes);
       if (scale != nullptr) sum[r][w] *= broadcast(scale[r]);
       store(out + r * ldo + w * kLanes, sum[r][w]);
     }
@@ -268,7 +309,7 @@ template <Local LOCAL, class Requests = Nothing>
 inline void chunk_outputs(Factors a, Index depth, const float* state, Index width,
                           const float* decay, Factors weights, const float* values, Index ldv,
                           Index chunk, const float* scale, float* out, Index ldo,
-                          Requests ahead = {}) {
+                          Requests ahead = {}, const float* start = nullptr) {
   for_column_blocks(width, [&](Index c, auto vectors) {
     constexpr int kVectors = decltype(vectors)::value;
     constexpr int kRows = chunk_rows(kVectors);
@@ -283,55 +324,91 @@ inline void chunk_outputs(Factors a, Index depth, const float* state, Index widt
           : LOCAL == Local::up_to ? i
                                   : chunk,
           LOCAL == Local::none ? nullptr : values + c, ldv, scale == nullptr ? nullptr : scale + i,
-          out + i * ldo + c, ldo, ahead);
+          start == nullptr ? nullptr : start + i * ldo + c, out + i * ldo + c, ldo, ahead);
     }
   });
 }
 
-// sum_t a[t, row]  b[t, :] for one block of state rows, handed to `keep(row, column vector, sum)`.
+// The chunks that a run of tokens falls into, in the order in which a scan meets them: only the one
+// at the end of the run may be shorter.
+struct ChunkRun {
+  Index chunk, count;              // tokens of a whole chunk; chunks
+  Index start, step;               // first token of the first chunk met; from one chunk to the next
+  Index ragged, left;              // the chunk at the end of the run, and its tokens
+  const float* factors = nullptr;  // of each chunk: what is there before it shrinks by that
+
+  ChunkRun(Index tokens, Index of_chunk, bool reversed = false, const float* shrink = nullptr)
+      : chunk(of_chunk),
+        count((tokens + of_chunk - 1) / of_chunk),
+        start(reversed ? (count - 1) * of_chunk : 0),
+        step(reversed ? -of_chunk : of_chunk),
+        ragged(reversed ? 0 : count - 1),
+        left(tokens - (count - 1) * of_chunk),
+        factors(shrink) {}
+  Index tokens() const { return (count - 1) * chunk + left; }
+  Index first(Index s) const { return start + s * step; }
+  Index rows(Index s) const { return s == ragged ? left : chunk; }
+};
+
+// sum_t a[t, row]  b[t, :] for one block of state rows, row 0 at `offset`; handed to keep after
+// every chunk, with those before it in the sum.
 template <int ROWS, int VECTORS, class Keep>
 [[gnu::always_inline]] inline void outer_block(const float* __restrict a, Index lda,
-                                               const float* __restrict b, Index ldb, Index terms,
-                                               Ahead& ahead, Keep&& keep) {
+                                               const float* __restrict b, Index ldb,
+                                               const ChunkRun& run, Ahead& ahead, Index offset,
+                                               Index width, Keep&& keep) {
   Vec sum[ROWS][VECTORS];
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
     for (int w = 0; w < VECTORS; ++w) sum[r][w] = Vec{};
-  for (Index t = 0; t < terms; ++t) {
-    ahead.touch();
-    Vec row[VECTORS];
-#pragma GCC unroll 4
-    for (int w = 0; w < VECTORS; ++w) row[w] = load(b + t * ldb + w * kLanes);
+  Touches<Ahead> touches(ahead, run.tokens(), b);
+  for (Index s = 0; s < run.count; ++s) {
+    if (run.factors != nullptr && s > 0) {
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) {
-      const Vec factor = broadcast(a[t * lda + r]);
+      for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-      for (int w = 0; w < VECTORS; ++w) sum[r][w] += factor * row[w];
+        for (int w = 0; w < VECTORS; ++w) sum[r][w] *= broadcast(run.factors[s]);
     }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r)
+    const float* factors = a + run.first(s) * lda;
+    const float* values = b + run.first(s) * ldb;
+    for (Index t = run.rows(s); t > 0; --t, factors += lda, values += ldb) {
+      touches.touch();
+      Vec row[VECTORS];
 #pragma GCC unroll 4
-    for (int w = 0; w < VECTORS; ++w) keep(r, w, sum[r][w]);
+      for (int w = 0; w < VECTORS; ++w) row[w] = load(values + w * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r) {
+        const Vec factor = broadcast(factors[r]);
+#pragma GCC unroll 4
+        for (int w = 0; w < VECTORS; ++w) sum[r][w] += factor * row[w];
+      }
+    }
+    const auto put = keep(s);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+      for (int w = 0; w < VECTORS; ++w) put(offset + r * width + w * kLanes, sum[r][w]);
+  }
 }
 
-// The increment of a state, sum_t a[t, :]^T b[t, :] over `terms` tokens; a [terms, lda], b [terms,
-// ldb]. keep(offset into the state, vector of sums) takes it, vector by vector.
+// The increment of a state over a run of chunks, sum_t a[t, :]^T b[t, :]; a [tokens, lda], b
+// [tokens, ldb]. keep(chunk)(offset into the state, sums up to the end of that chunk) takes it,
+// vector by vector. What keep returns holds its pointers by value, or every store would make the
+// compiler read them again.
 template <class Keep>
 inline void chunk_increment(const float* a, Index lda, Index depth, const float* b, Index ldb,
-                            Index width, Index terms, Ahead ahead, Keep&& keep) {
+                            Index width, const ChunkRun& run, Ahead ahead, Keep&& keep) {
+  ahead.spread(depth * width / (chunk_rows(kProductVectors) * kProductVectors * kLanes) *
+               run.tokens());
   for_column_blocks(width, [&](Index c, auto vectors) {
     constexpr int kVectors = decltype(vectors)::value;
     constexpr int kRows = chunk_rows(kVectors);
     Index x = 0;
     for (; x + kRows <= depth; x += kRows)
-      outer_block<kRows, kVectors>(
-          a + x, lda, b + c, ldb, terms, ahead,
-          [&](int r, int w, Vec sum) { keep((x + r) * width + c + w * kLanes, sum); });
+      outer_block<kRows, kVectors>(a + x, lda, b + c, ldb, run, ahead, x * width + c, width, keep);
     for (; x < depth; ++x)
-      outer_block<1, kVectors>(a + x, lda, b + c, ldb, terms, ahead,
-                               [&](int, int w, Vec sum) { keep(x * width + c + w * kLanes, sum); });
+      outer_block<1, kVectors>(a + x, lda, b + c, ldb, run, ahead, x * width + c, width, keep);
   });
 }
 

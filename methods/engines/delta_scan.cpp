@@ -227,9 +227,12 @@ void DeltaScan::forward_head(const Inputs& in, const float* beta, Index bh, int 
       for (Index t = std::max<Index>(0, -first); t < s.chunk && first + t < p.n; ++t)
         std::copy_n(w.tile + t * s.wide_v, p.d_v, out + (first + t) * p.d_v);
     }
-    chunk_increment(
-        w.k, s.wide_k, p.d_k, w.u, s.wide_v, s.wide_v, s.chunk, Ahead{},
-        [&](Index at, Vec sum) { store(w.state + at, engine::load(w.state + at) + sum); });
+    chunk_increment(w.k, s.wide_k, p.d_k, w.u, s.wide_v, s.wide_v, {s.chunk, s.chunk}, Ahead{},
+                    [state = w.state](Index) {
+                      return [state](Index at, Vec sum) {
+                        store(state + at, engine::load(state + at) + sum);
+                      };
+                    });
   }
 }
 

@@ -11,11 +11,12 @@ using engine::Local;
 
 namespace {
 
-// Our choice: 32 tokens make the products inside a chunk cheap (a quarter of the work at d = 64)
-// and still amortise loading and storing the state; with larger states that costs more.
-constexpr Index kChunk = 32, kLargeChunk = 64;
+// Our choice: 16 tokens, the fewest that fill a vector, make the products inside a chunk cheap (a
+// sixth of the work at d = 64), and groups of 64 amortise loading and storing the state. With
+// larger states that costs more.
+constexpr Index kChunk = 16, kLargeChunk = 64;
 constexpr Index kLargeState = 64 * 96;  // floats; beyond it the state leaves a 32 KiB L1
-constexpr Index kSumChunk = 64;         // where there is no product inside a chunk
+constexpr Index kSumChunk = 64;         // tokens of a group
 
 }  // namespace
 
@@ -28,22 +29,20 @@ struct LinearScan::Outputs {
   float* out = nullptr;
   float* inverse_norm = nullptr;
 
-  void load(Index bh, Index c, int thread) {
+  void load(Index bh, Index g, int thread) {
     const Sizes& s = scan.sizes_;
-    const Index first = range.first(c), count = range.count(c);
+    const Index first = range.group_first(g), count = range.group_count(g);
     Work w = scan.work(thread);
-    call.keys(bh, first, count, range.rows, s.wide_f, w.k, w.scratch);
-    if (!in_place(bh, first, count))
-      call.values(bh, first, count, range.rows, s.wide_v, false, w.v);
+    call.keys(bh, first, count, range.rows(), s.wide_f, w.k, w.scratch);
+    if (!in_place(bh, g)) call.values(bh, first, count, range.rows(), s.wide_v, false, w.v);
   }
-  // Whole chunks of whole vectors need no copy.
-  bool in_place(Index bh, Index first, Index count) const {
-    return count == range.rows && call.problem.d_v == scan.sizes_.wide_v &&
-           call.mask(bh, first) == nullptr;
+  // Whole groups of whole vectors need no copy.
+  bool in_place(Index bh, Index g) const {
+    return range.group_count(g) == range.rows() && call.problem.d_v == scan.sizes_.wide_v &&
+           call.mask(bh, range.group_first(g)) == nullptr;
   }
-  const float* values(Index bh, Index c, const Work& w) const {
-    const Index first = range.first(c);
-    return in_place(bh, first, range.count(c)) ? call.rows(call.in.v, bh, first) : w.v;
+  const float* values(Index bh, Index g, const Work& w) const {
+    return in_place(bh, g) ? call.rows(call.in.v, bh, range.group_first(g)) : w.v;
   }
   Decay decay(Index bh) const { return scan.decay_of(bh); }
   float factor(Index bh, Index c) const {
@@ -52,40 +51,42 @@ struct LinearScan::Outputs {
   }
 
   template <class Keep>
-  void increment(Index bh, Index c, int thread, bool alone, Keep&& keep) {
+  void increment(Index bh, Index g, int thread, const float* factors, Keep&& keep) {
     const Sizes& s = scan.sizes_;
     const Problem& p = call.problem;
     const Work w = scan.work(thread);
-    const Index count = range.count(c);
+    const engine::ChunkRun run{range.group_count(g), range.chunk, false, factors};
     const float* k = w.k;
     if (const Decay d = decay(bh)) {
-      scale_rows(w.k, count, s.wide_f, d.up, true, w.scaled);
+      scale_rows(w.k, run, s.wide_f, d.up, true, w.scaled);
       k = w.scaled;
     }
-    const Index next = range.first(c) + range.rows, rows = std::min(range.rows, range.limit - next);
+    const Index next = range.group_first(g + 1), rows = std::min(range.rows(), range.limit - next);
     engine::Ahead ahead;
     ahead.add(call.rows(call.in.k, bh, next), rows * p.d_k);
     ahead.add(call.rows(call.in.v, bh, next), rows * p.d_v);
-    if (!alone) request_queries(bh, next - range.base, &ahead);
-    engine::chunk_increment(k, s.wide_f, s.features, values(bh, c, w), s.wide_v, s.wide_v, count,
+    engine::chunk_increment(k, s.wide_f, s.features, values(bh, g, w), s.wide_v, s.wide_v, run,
                             ahead, keep);
     if (!call.normalize) return;
     for (Index x = 0; x < s.wide_f; x += kLanes) {
       Vec even{}, odd{};
-      Index t = 0;
-      for (; t + 2 <= count; t += 2) {
-        even += engine::load(k + t * s.wide_f + x);
-        odd += engine::load(k + (t + 1) * s.wide_f + x);
+      for (Index c = 0; c < run.count; ++c) {
+        const Index end = run.first(c) + run.rows(c);
+        Index t = run.first(c);
+        for (; t + 2 <= end; t += 2) {
+          even += engine::load(k + t * s.wide_f + x);
+          odd += engine::load(k + (t + 1) * s.wide_f + x);
+        }
+        if (t < end) even += engine::load(k + t * s.wide_f + x);
+        keep(c)(s.features * s.wide_v + x, even + odd);
       }
-      if (t < count) even += engine::load(k + t * s.wide_f + x);
-      keep(s.features * s.wide_v + x, even + odd);
     }
   }
 
   // Asks for queries and outputs from `first` on.
-  void request_queries(Index bh, Index first, engine::Ahead* ahead) const {
+  void request_queries(Index bh, Index first, Index count, engine::Ahead* ahead) const {
     const Problem& p = call.problem;
-    const Index rows = std::min(scan.sizes_.chunk, p.n - first);
+    const Index rows = std::min(count, p.n - first);
     ahead->add(call.rows(call.in.q, bh, first), rows * p.d_k);
     ahead->add(out + (bh * p.n + first) * p.d_v, rows * p.d_v);
   }
@@ -99,8 +100,9 @@ struct LinearScan::Outputs {
     call.queries(bh, first, count, s.chunk, s.wide_f, w.q, w.scratch);
     engine::transpose(w.q, s.wide_f, s.chunk, s.wide_f, w.qt, s.chunk);
     const Decay d = decay(bh);
+    const float* const keys = w.k + range.inside(c) * s.wide_f;
     if (local) {
-      engine::chunk_scores(w.k, s.wide_f, w.qt, s.features, s.chunk, w.scores);
+      engine::chunk_scores(keys, s.wide_f, w.qt, s.features, s.chunk, w.scores);
       if (d) engine::decay_scores(d.up, s.chunk, w.scores);
     }
     if (call.normalize) {
@@ -119,16 +121,17 @@ struct LinearScan::Outputs {
     const float* const scale = call.normalize ? w.norm : nullptr;
     const auto write = [&](auto ahead) {
       if (local) {
-        engine::chunk_outputs<Local::up_to>(queries, s.features, state, s.wide_v,
-                                            d ? d.up + 1 : nullptr, weights, values(bh, c, w),
-                                            s.wide_v, s.chunk, scale, rows, s.wide_v, ahead);
+        engine::chunk_outputs<Local::up_to>(
+            queries, s.features, state, s.wide_v, d ? d.up + 1 : nullptr, weights,
+            values(bh, c / range.group, w) + range.inside(c) * s.wide_v, s.wide_v, s.chunk, scale,
+            rows, s.wide_v, ahead);
       } else {
         engine::chunk_outputs<Local::none>(queries, s.features, state, s.wide_v, nullptr, weights,
                                            nullptr, 0, s.chunk, scale, rows, s.wide_v, ahead);
       }
     };
     if (soon != nullptr) {
-      request_queries(bh, first + s.chunk, soon);
+      request_queries(bh, first + s.chunk, s.chunk, soon);
       write(*soon);
     } else {
       write(engine::Nothing{});
@@ -148,7 +151,8 @@ LinearScan::Sizes LinearScan::sizes_of(const Problem& problem, const FeatureMap&
   s.chunk = options.chunk != 0                   ? options.chunk
             : s.wide_f * s.wide_v <= kLargeState ? kChunk
                                                  : kLargeChunk;
-  s.sum_chunk = std::max(s.chunk, kSumChunk);
+  s.group = std::max<Index>(1, kSumChunk / s.chunk);
+  s.sum_chunk = s.group * s.chunk;
   s.state = s.features * s.wide_v + s.wide_f;
   s.state_plus = s.wide_plus * s.wide_f;
   Work unused;
@@ -172,7 +176,7 @@ void LinearScan::prepare(const Problem& problem, std::shared_ptr<FeatureMap> map
 
   const Index heads = head_count(), shared = shared_keys(problem);
   const auto scan_of = [&](Index state) {
-    return problem.causal ? engine::ScanSchedule(heads, problem.n, s.chunk, state)
+    return problem.causal ? engine::ScanSchedule(heads, problem.n, s.chunk, s.group, state)
                           : engine::ScanSchedule();
   };
   const auto sum_of = [&](Index tokens, Index state) {
@@ -207,7 +211,8 @@ double LinearScan::work_bytes(const Problem& p, const FeatureMap& map,
       4.0 * static_cast<double>(thread_count() * s.work + static_cast<Index>(options.decay.size()) *
                                                               Decay::floats(s.sum_chunk));
   const auto add_scan = [&](Index state, bool rounded) {
-    if (p.causal) bytes += engine::ScanSchedule::bytes(heads, p.n, s.chunk, state, rounded);
+    if (p.causal)
+      bytes += engine::ScanSchedule::bytes(heads, p.n, s.chunk, s.group, state, rounded);
   };
   const auto add_sum = [&](Index tokens, Index state) {
     if (tokens > 0) bytes += engine::ScanTotals::bytes(heads, tokens, s.sum_chunk, state);
@@ -248,14 +253,15 @@ void LinearScan::forward(const Inputs& in, TensorView out, float* inverse_norm) 
   const Sizes& s = sizes_;
   const LinearScanCall call{in, problem_, *map_, {}, {}, nullptr, options_.normalize};
   const Index shared = shared_keys(problem_);
-  Outputs sum{*this, call, {s.sum_chunk, 0, shared}, false, out.data(), inverse_norm};
+  Outputs sum{*this, call, {s.sum_chunk, 1, 0, shared}, false, out.data(), inverse_norm};
   if (shared > 0) sum_.run(sum);
   if (!problem_.causal) {
     emit_all(sum, s.chunk, problem_.n, [&](Index bh) { return sum_.rounded(bh); });
     return;
   }
   start(scan_, sum_, shared);
-  Outputs scan{*this, call, {s.chunk, shared, problem_.n_kv}, true, out.data(), inverse_norm};
+  Outputs scan{*this, call,       {s.chunk, s.group, shared, problem_.n_kv},
+               true,  out.data(), inverse_norm};
   scan_.run(scan);
 }
 

@@ -65,7 +65,7 @@ class LinearScan {
   struct Sizes {
     Index features, wide_f, wide_v;  // width of phi; rounded up to whole vectors; d_v rounded up
     Index plus, wide_plus;           // d_v and, with a normaliser, one more column; rounded up
-    Index chunk, sum_chunk;          // tokens at once in scans, and in mere sums
+    Index chunk, group, sum_chunk;   // tokens of a chunk, chunks of a group, tokens of a group
     Index state, state_plus;         // floats of [features, wide_v] and z, of [wide_plus, wide_f]
     Index work;                      // floats of one thread
   };

@@ -24,10 +24,11 @@ struct LinearScan::Work {
   float* v;        // [rows, wide_plus]: values, likewise; with a column of ones
   float* g;        // [rows, wide_plus]: dout over the normaliser, and the denominator's gradient
   float* gt;       // [wide_plus, chunk]
+  float* kt;       // [wide_f, chunk]
   float* scaled;   // [rows, max(wide_f, wide_plus)]: rows times their decay
   float* scores;   // [chunk, chunk], transposed
   float* dscores;  // likewise
-  float* turned;   // [wide_f, wide_v]
+  float* turned;   // [wide_v, chunk]
   float* tile;     // [chunk, max(wide_f, wide_v)]
   float* norm;     // [chunk]
   float* scratch;  // of the feature map
@@ -47,10 +48,11 @@ struct LinearScan::Work {
     take(work->v, rows * s.wide_plus);
     take(work->g, gradients ? rows * s.wide_plus : 0);
     take(work->gt, gradients ? s.wide_plus * s.chunk : 0);
+    take(work->kt, gradients ? s.wide_f * s.chunk : 0);
     take(work->scaled, decay ? rows * widest : 0);
     take(work->scores, s.chunk * s.chunk);
     take(work->dscores, gradients ? s.chunk * s.chunk : 0);
-    take(work->turned, gradients ? s.wide_f * s.wide_v : 0);
+    take(work->turned, gradients ? s.wide_v * s.chunk : 0);
     take(work->tile, s.chunk * std::max(s.wide_f, s.wide_v));
     take(work->norm, s.chunk);
     take(work->scratch, map_scratch);
@@ -58,12 +60,16 @@ struct LinearScan::Work {
   }
 };
 
-// A scan over `rows` tokens at a time of the range [base, limit) of the keys (or queries).
+// A scan over the tokens [base, limit) of the keys (or queries), in chunks and groups of chunks.
 struct ScanRange {
-  Index rows = 0, base = 0, limit = 0;
+  Index chunk = 0, group = 1, base = 0, limit = 0;
 
-  Index first(Index c) const { return base + c * rows; }
-  Index count(Index c) const { return std::min(rows, limit - first(c)); }
+  Index first(Index c) const { return base + c * chunk; }
+  Index count(Index c) const { return std::min(chunk, limit - first(c)); }
+  Index rows() const { return chunk * group; }  // of a group
+  Index group_first(Index g) const { return base + g * rows(); }
+  Index group_count(Index g) const { return std::min(rows(), limit - group_first(g)); }
+  Index inside(Index c) const { return c % group * chunk; }  // row of chunk c in its group
 };
 
 // Tensors and constants of the present call, and the loads.
@@ -132,39 +138,49 @@ struct LinearScanCall {
     if (!normalize) {
       engine::map_rows(from, count, d, g, wide, [](Vec y) { return y; });
     } else {
-      for (Index i = 0; i < count; ++i) {
-        const float scale = inverse_norm[bh * problem.n + first + i];
-        const float* const x = from + i * d;
-        const float* const y = o + i * d;
-        float* const to = g + i * wide;
-        Vec sum{};
-        Index c = 0;
-        for (; c + kLanes <= d; c += kLanes) {
-          const Vec scaled = load(x + c) * scale;
-          sum += scaled * load(y + c);
-          store(to + c, scaled);
+      for (Index i = 0; i < count; i += kLanes) {
+        Vec sums[kLanes] = {};
+        const Index rows_here = std::min<Index>(kLanes, count - i);
+        for (Index r = 0; r < rows_here; ++r) {
+          const float scale = inverse_norm[bh * problem.n + first + i + r];
+          const float* const x = from + (i + r) * d;
+          const float* const y = o + (i + r) * d;
+          float* const to = g + (i + r) * wide;
+          Vec sum{};
+          Index c = 0;
+          for (; c + kLanes <= d; c += kLanes) {
+            const Vec scaled = load(x + c) * scale;
+            sum += scaled * load(y + c);
+            store(to + c, scaled);
+          }
+          if (c < d) {
+            const Vec scaled = engine::load_part(x + c, d - c) * scale;
+            sum += scaled * engine::load_part(y + c, d - c);
+            store(to + c, scaled);
+          } else {
+            store(to + c, Vec{});  // wide > d: there is one more column
+          }
+          sums[r] = sum;
         }
-        if (c < d) {
-          const Vec scaled = engine::load_part(x + c, d - c) * scale;
-          sum += scaled * engine::load_part(y + c, d - c);
-          store(to + c, scaled);
-        } else {
-          store(to + c, Vec{});  // wide > d: there is one more column
-        }
-        to[d] = -engine::horizontal_sum(sum);
+        const Vec dots = engine::reduce_each(sums, [](Vec a, Vec b) { return a + b; });
+        for (Index r = 0; r < rows_here; ++r) g[(i + r) * wide + d] = -dots[r];
       }
     }
     clear(g, count, total, wide);
   }
 };
 
-// rows [count, wide] times decay^(count - 1 - row), or decay^row -> to.
-inline void scale_rows(const float* rows, Index count, Index wide, const float* powers,
-                       bool descending, float* to) {
-  for (Index r = 0; r < count; ++r) {
-    const float factor = powers[descending ? count - 1 - r : r];
-    for (Index c = 0; c < wide; c += kLanes)
-      store(to + r * wide + c, factor * load(rows + r * wide + c));
+// The rows [tokens, wide] of a run of chunks times decay^(rows of its chunk - 1 - row in it), or
+// decay^row, -> to.
+inline void scale_rows(const float* rows, const engine::ChunkRun& run, Index wide,
+                       const float* powers, bool descending, float* to) {
+  for (Index s = 0; s < run.count; ++s) {
+    const Index first = run.first(s), count = run.rows(s);
+    for (Index r = 0; r < count; ++r) {
+      const float factor = powers[descending ? count - 1 - r : r];
+      for (Index c = (first + r) * wide; c < (first + r + 1) * wide; c += kLanes)
+        store(to + c, factor * load(rows + c));
+    }
   }
 }
 

@@ -2,15 +2,19 @@
 //
 //   for every head, for c = 0, 1, ..: emit(c, state);  state = factor(c) state + increment(c)
 //
-// Precision. A state is summed in three levels: inside a chunk by the product, inside a segment in
+// Chunks come in groups. The increments of a group are computed first, so that its sums stay in
+// registers from chunk to chunk and the state is read and written once a chunk, and the sum that
+// precision needs once a group.
+//
+// Precision. A state is summed in three levels: inside a group by the product, inside a segment in
 // float32, across segments in double. So a sum over 65,536 tokens carries the rounding of a few
 // dozen additions, whatever the inputs are.
 //
 // Parallelism. Where heads keep the threads busy, one thread takes a whole head and nothing is
-// computed twice. Otherwise segments are spread over the threads, in windows of a few segments:
-// pass 1 computes and keeps the increment of every chunk, pass 2 adds up the segments, pass 3 emits
-// the outputs. Both ways do the same additions in the same order: the segments depend on the
-// problem alone, and so do the bits.
+// computed twice. Otherwise the threads take one segment each, again and again: every thread
+// computes and keeps the increments of its segment, waits for the sums of the others', and emits
+// its outputs. What it kept stays in its own cache; only the sums travel. Both ways do the same
+// additions in the same order: the segments depend on the problem alone, and so do the bits.
 #pragma once
 
 #include <algorithm>
@@ -25,19 +29,24 @@ namespace subquad::engine {
 class ScanSchedule {
  public:
   ScanSchedule() = default;
-  // `tokens` of every head in chunks of `chunk`; state_floats is a multiple of kLanes.
-  ScanSchedule(Index heads, Index tokens, Index chunk, Index state_floats)
+  // `tokens` of every head in chunks of `chunk`, of which `group` make a group; state_floats is a
+  // multiple of kLanes.
+  ScanSchedule(Index heads, Index tokens, Index chunk, Index group, Index state_floats)
       : heads_(heads),
         chunks_((tokens + chunk - 1) / chunk),
-        segment_(segment_chunks(tokens, chunk)),
+        group_(group),
+        groups_((chunks_ + group - 1) / group),
+        segment_(segment_groups(chunk * group)),
         state_floats_(state_floats),
         totals_(heads * state_floats) {
+    SUBQUAD_CHECK(group <= kMaxGroup, "{} chunks in a group, at most {}", group, kMaxGroup);
     grow();
   }
 
-  // Chunks of a segment: at least 512 tokens, at most 64 segments.
-  static Index segment_chunks(Index tokens, Index chunk) {
-    return (std::max<Index>(512, (tokens + 63) / 64) + chunk - 1) / chunk;
+  static constexpr Index kMaxGroup = 4;
+  // Groups of a segment: 512 tokens, whose increments fit a cache of 1 MiB at d = 64.
+  static Index segment_groups(Index group_tokens) {
+    return (512 + group_tokens - 1) / group_tokens;
   }
 
   // The state of a head in double, [state_floats]: set it before run(); afterwards it is the state
@@ -54,13 +63,17 @@ class ScanSchedule {
   void clear_totals() { std::fill_n(totals_.data(), totals_.size(), 0.0); }
 
   // Sweep has
-  //   load(Index head, Index c, int thread)       operands of chunk c
-  //   emit(Index head, Index c, const float* state, int thread, Ahead* soon)     after load
-  //   increment(Index head, Index c, int thread, bool alone, auto&& keep)        after load;
-  //                                               calls keep(offset, Vec)
+  //   load(Index head, Index g, int thread)       operands of group g
+  //   increment(Index head, Index g, int thread, const float* factors, auto&& keep)
+  //                                               after load; calls keep(chunk of the
+  //                                               group)(offset, Vec sum since the start of the
+  //                                               group); factors of the chunks, null where all are
+  //                                               one
+  //   emit(Index head, Index c, const float* state, int thread, Ahead* soon)
+  //                                               chunk c, after its group's load
   //   float factor(Index head, Index c)
-  // Only one of emit and increment is called for a chunk where emit gets `soon`, what it should ask
-  // for besides its own next chunk, or increment gets `alone`.
+  // increment asks for the operands of the next group, emit with `soon` for what the next chunk
+  // reads and writes.
   template <class Sweep>
   void run(Sweep& sweep) {
     grow();
@@ -68,47 +81,71 @@ class ScanSchedule {
       parallel_for(heads_, [&](Index head, int thread) { run_head(sweep, head, thread); });
       return;
     }
-    const Index count = window(heads_);
-    for (Index first = 0; first < segments(); first += count)
-      run_window(sweep, first, std::min(count, segments() - first));
+    run_team(sweep);
   }
 
   // Bytes that are allocated with the present thread count; `rounded`: round_totals() is called.
-  static double bytes(Index heads, Index tokens, Index chunk, Index state_floats, bool rounded) {
-    const Index segment = segment_chunks(tokens, chunk);
-    const Index segments = (tokens + segment * chunk - 1) / (segment * chunk);
-    Index states = 2 * thread_count() + (rounded ? 3 : 2) * heads;
-    if (spread(heads, segments)) states += heads * window(heads) * (segment + 2);
+  static double bytes(Index heads, Index tokens, Index chunk, Index group, Index state_floats,
+                      bool rounded) {
+    const Index segment = segment_groups(chunk * group), size = segment * chunk * group;
+    const Index segments = (tokens + size - 1) / size, threads = thread_count();
+    Index states = (group + 2) * threads + (rounded ? 3 : 2) * heads;
+    if (spread(heads, segments)) states += threads * team_states(segment * group);
     return 4.0 * static_cast<double>(states) * static_cast<double>(state_floats);
   }
 
  private:
-  Index segments() const { return (chunks_ + segment_ - 1) / segment_; }
+  Index segments() const { return (groups_ + segment_ - 1) / segment_; }
   // Several heads per thread balance themselves.
   static bool spread(Index heads, Index segments) {
     const Index threads = thread_count();
     return threads > 1 && segments > 1 && heads % threads != 0 && heads < 4 * threads;
   }
-  // Segments of a head that are under way at once.
-  static Index window(Index heads) {
-    return std::max<Index>(1, (2 * static_cast<Index>(thread_count()) + heads - 1) / heads);
-  }
+  // States of a thread in a team: the increments of a segment, the state before it, its sum in two
+  // copies (others may still read the last one), and the totals in double.
+  static Index team_states(Index segment_chunks) { return segment_chunks + 5; }
   void grow() {
     const Index threads = thread_count();
-    if (running_.size() < 2 * threads * state_floats_)
-      running_ = AlignedArray<float>(2 * threads * state_floats_);
+    const Index running = (group_ + 2) * threads * state_floats_;
+    if (running_.size() < running) running_ = AlignedArray<float>(running);
     if (!spread(heads_, segments())) return;
-    const Index size = heads_ * window(heads_) * (segment_ + 2) * state_floats_;
+    const Index size = threads * team_states(segment_ * group_) * state_floats_;
     if (kept_.size() < size) kept_ = AlignedArray<float>(size);
   }
-  float* running(int thread) { return running_.data() + 2 * thread * state_floats_; }
-  // Of segment s of a window: increments of its chunks, its own sum, the state before it.
-  float* kept(Index head, Index s, Index slot) {
-    return kept_.data() + ((head * window(heads_) + s) * (segment_ + 2) + slot) * state_floats_;
+  // Of a thread: the segment's own sum, and group_ + 1 states.
+  float* running(int thread, Index slot) {
+    return running_.data() + ((group_ + 2) * thread + slot) * state_floats_;
+  }
+  float* kept(Index thread, Index slot) {
+    return kept_.data() + (thread * team_states(segment_ * group_) + slot) * state_floats_;
   }
 
+  // Factors of the chunks of a group, each alone and with those before it.
+  struct GroupFactors {
+    Index count = 0;
+    bool any = false;  // is not one
+    float one[kMaxGroup], all[kMaxGroup];
+    const float* data() const { return any ? one : nullptr; }
+    float whole() const { return all[count - 1]; }
+  };
+  template <class Sweep>
+  GroupFactors factors(Sweep& sweep, Index head, Index g) const {
+    GroupFactors f;
+    float all = 1;
+    for (Index c = g * group_; c < std::min((g + 1) * group_, chunks_); ++c) {
+      const float factor = sweep.factor(head, c);
+      f.any = f.any || factor != 1.0f;
+      all *= factor;
+      f.one[f.count] = factor;
+      f.all[f.count++] = all;
+    }
+    return f;
+  }
+
+  // Without a factor an addition: it does not compete with the multiply-adds of the products.
+  template <bool SCALED = true>
   static Vec advance(float factor, const float* state, Vec increment) {
-    return factor * load(state) + increment;
+    return SCALED ? factor * load(state) + increment : load(state) + increment;
   }
   static void add_to_total(double* total, double factor, const float* sum, Index size) {
     for (Index e = 0; e < size; ++e) total[e] = factor * total[e] + static_cast<double>(sum[e]);
@@ -119,89 +156,125 @@ class ScanSchedule {
 
   template <class Sweep>
   void run_head(Sweep& sweep, Index head, int thread) {
-    float* const state = running(thread);
-    float* const own = state + state_floats_;
-    for (Index first = 0; first < chunks_; first += segment_) {
+    float* const own = running(thread, 0);
+    float* state = running(thread, 1);
+    float* next = running(thread, group_ + 1);
+    for (Index first = 0; first < groups_; first += segment_) {
       round_total(total(head), state, state_floats_);
       std::fill_n(own, state_floats_, 0.0f);
       double decay = 1;
-      for (Index c = first; c < std::min(first + segment_, chunks_); ++c) {
-        sweep.load(head, c, thread);
-        sweep.emit(head, c, state, thread, nullptr);
-        const float factor = sweep.factor(head, c);
-        sweep.increment(head, c, thread, false, [&](Index at, Vec increment) {
-          store(state + at, advance(factor, state + at, increment));
-          store(own + at, advance(factor, own + at, increment));
-        });
-        decay *= static_cast<double>(factor);
+      for (Index g = first; g < std::min(first + segment_, groups_); ++g) {
+        const GroupFactors f = factors(sweep, head, g);
+        float* after[kMaxGroup];  // the state behind each chunk
+        for (Index s = 0; s < f.count; ++s)
+          after[s] = s + 1 == f.count ? next : running(thread, 2 + s);
+        sweep.load(head, g, thread);
+        const auto increment = [&](auto scaled) {
+          constexpr bool kScaled = decltype(scaled)::value;
+          sweep.increment(head, g, thread, f.data(), [&](Index s) {
+            float* const total = s + 1 == f.count ? own : nullptr;
+            return [factor = f.all[s], from = state, to = after[s], total](Index at, Vec sum) {
+              store(to + at, advance<kScaled>(factor, from + at, sum));
+              if (total != nullptr) store(total + at, advance<kScaled>(factor, total + at, sum));
+            };
+          });
+        };
+        f.any ? increment(std::true_type{}) : increment(std::false_type{});
+        for (Index s = 0; s < f.count; ++s) {
+          Ahead soon;
+          sweep.emit(head, g * group_ + s, s == 0 ? state : after[s - 1], thread, &soon);
+        }
+        std::swap(state, next);
+        decay *= static_cast<double>(f.whole());
       }
       add_to_total(total(head), decay, own, state_floats_);
     }
   }
 
   template <class Sweep>
-  void run_window(Sweep& sweep, Index first_segment, Index count) {
-    const auto chunks_of = [&](Index s, auto&& body) {
-      const Index first = (first_segment + s) * segment_;
-      for (Index c = first; c < std::min(first + segment_, chunks_); ++c) body(c, c - first);
-    };
-    parallel_for(heads_ * count, [&](Index item, int thread) {
-      const Index head = item / count, s = item % count;
-      float* const own = kept(head, s, segment_);
-      std::fill_n(own, state_floats_, 0.0f);
-      chunks_of(s, [&](Index c, Index slot) {
-        sweep.load(head, c, thread);
-        const float factor = sweep.factor(head, c);
-        float* const keep = kept(head, s, slot);
-        sweep.increment(head, c, thread, true, [&](Index at, Vec increment) {
-          store(keep + at, increment);
-          store(own + at, advance(factor, own + at, increment));
-        });
-      });
-    });
-    constexpr Index kParts = 8;  // of a state: its elements are independent
-    const Index part = (state_floats_ + kParts - 1) / kParts;
-    parallel_for(heads_ * kParts, [&](Index item, int) {
-      const Index head = item / kParts, from = item % kParts * part;
-      const Index size = std::min(part, state_floats_ - from);
-      for (Index s = 0; s < count && size > 0; ++s) {
-        double decay = 1;
-        chunks_of(s, [&](Index c, Index) { decay *= static_cast<double>(sweep.factor(head, c)); });
-        round_total(total(head) + from, kept(head, s, segment_ + 1) + from, size);
-        add_to_total(total(head) + from, decay, kept(head, s, segment_) + from, size);
-      }
-    });
-    parallel_for(heads_ * count, [&](Index item, int thread) {
-      const Index head = item / count, s = item % count;
-      float* const state = kept(head, s, segment_ + 1);
-      chunks_of(s, [&](Index c, Index slot) {
-        sweep.load(head, c, thread);
-        const float* const increment = kept(head, s, slot);
-        Ahead soon;
-        soon.add(increment, state_floats_);
-        sweep.emit(head, c, state, thread, &soon);
-        const float factor = sweep.factor(head, c);
-        for (Index e = 0; e < state_floats_; e += kLanes)
-          store(state + e, advance(factor, state + e, load(increment + e)));
-      });
-    });
+  void run_team(Sweep& sweep) {
+#pragma omp parallel
+    {
+      const Index thread = omp_get_thread_num(), threads = omp_get_num_threads();
+      for (Index head = 0; head < heads_; ++head) run_member(sweep, head, thread, threads);
+    }
   }
 
-  Index heads_ = 0, chunks_ = 0, segment_ = 1, state_floats_ = 0;
+  // What one thread of a team does for a head. Sweeps do not throw, nor does this.
+  template <class Sweep>
+  void run_member(Sweep& sweep, Index head, Index thread, Index threads) noexcept {
+    const Index state_slot = segment_ * group_, sum_slot = state_slot + 1;
+    float* const state = kept(thread, state_slot);
+    double* const before = reinterpret_cast<double*>(kept(thread, state_slot + 3));
+    float* const inside = running(static_cast<int>(thread), 1);
+    const int worker = static_cast<int>(thread);
+    std::copy_n(total(head), state_floats_, before);
+    for (Index window = 0; window < segments(); window += threads) {
+      const Index turn = window / threads % 2;
+      const Index first = (window + thread) * segment_, last = std::min(first + segment_, groups_);
+      float* const own = kept(thread, sum_slot + turn);
+      std::fill_n(own, state_floats_, 0.0f);
+      for (Index g = first; g < last; ++g) {
+        const GroupFactors f = factors(sweep, head, g);
+        float* const keep = kept(thread, (g - first) * group_);
+        sweep.load(head, g, worker);
+        sweep.increment(head, g, worker, f.data(), [&](Index c) {
+          float* const sum_of_all = c + 1 == f.count ? own : nullptr;
+          return [factor = f.all[c], to = keep + c * state_floats_, sum_of_all](Index at, Vec sum) {
+            store(to + at, sum);
+            if (sum_of_all != nullptr)
+              store(sum_of_all + at, advance(factor, sum_of_all + at, sum));
+          };
+        });
+      }
+#pragma omp barrier
+      // Every thread adds up the sums of all for itself.
+      for (Index s = 0; s < threads && window + s < segments(); ++s) {
+        if (s == thread) round_total(before, state, state_floats_);
+        add_to_total(before, decay_of(sweep, head, window + s), kept(s, sum_slot + turn),
+                     state_floats_);
+      }
+      for (Index g = first; g < last; ++g) {
+        const GroupFactors f = factors(sweep, head, g);
+        sweep.load(head, g, worker);
+        for (Index c = 0; c < f.count; ++c) {
+          const float* const increment = kept(thread, (g - first) * group_ + c);
+          Ahead soon;
+          sweep.emit(head, g * group_ + c, c == 0 ? state : inside, worker, &soon);
+          float* const to = c + 1 == f.count ? state : inside;
+          for (Index e = 0; e < state_floats_; e += kLanes)
+            store(to + e, advance(f.all[c], state + e, load(increment + e)));
+        }
+      }
+    }
+    if (thread == 0) std::copy_n(before, state_floats_, total(head));
+#pragma omp barrier
+  }
+
+  template <class Sweep>
+  double decay_of(Sweep& sweep, Index head, Index segment) const {
+    double decay = 1;
+    for (Index g = segment * segment_; g < std::min((segment + 1) * segment_, groups_); ++g)
+      decay *= static_cast<double>(factors(sweep, head, g).whole());
+    return decay;
+  }
+
+  Index heads_ = 0, chunks_ = 0, group_ = 1, groups_ = 0, segment_ = 1, state_floats_ = 0;
   AlignedArray<double> totals_;  // [heads, state_floats]
   AlignedArray<float> rounded_;  // likewise, on request
-  AlignedArray<float> running_;  // [threads, 2, state_floats]: the state, the segment's own sum
-  AlignedArray<float> kept_;     // [heads, window, segment chunks + 2, state_floats]
+  AlignedArray<float> running_;  // [threads, group + 2, state_floats]
+  AlignedArray<float> kept_;     // [threads, team_states, state_floats]
 };
 
-// The sum of the increments of all chunks of every head, in the same three levels; no outputs.
+// The sum of the increments of all chunks of every head, in the same three levels; no outputs. A
+// group is one chunk.
 class ScanTotals {
  public:
   ScanTotals() = default;
   ScanTotals(Index heads, Index tokens, Index chunk, Index state_floats)
       : heads_(heads),
         chunks_((tokens + chunk - 1) / chunk),
-        segment_(ScanSchedule::segment_chunks(tokens, chunk)),
+        segment_(segment_chunks(tokens, chunk)),
         state_floats_(state_floats),
         sums_(heads * segments() * state_floats),
         totals_(heads * state_floats),
@@ -218,8 +291,10 @@ class ScanTotals {
       for (Index c = first; c < std::min(first + segment_, chunks_); ++c) {
         sweep.load(head, c, thread);
         const float factor = sweep.factor(head, c);
-        sweep.increment(head, c, thread, true, [&](Index at, Vec increment) {
-          store(own + at, factor * load(own + at) + increment);
+        sweep.increment(head, c, thread, nullptr, [&](Index) {
+          return [own, factor](Index at, Vec increment) {
+            store(own + at, factor * load(own + at) + increment);
+          };
         });
       }
     });
@@ -242,13 +317,17 @@ class ScanTotals {
   const float* rounded(Index head) const { return rounded_.data() + head * state_floats_; }
 
   static double bytes(Index heads, Index tokens, Index chunk, Index state_floats) {
-    const Index segment = ScanSchedule::segment_chunks(tokens, chunk) * chunk;
+    const Index segment = segment_chunks(tokens, chunk) * chunk;
     return 4.0 * static_cast<double>(heads * ((tokens + segment - 1) / segment + 3)) *
            static_cast<double>(state_floats);
   }
 
  private:
   Index segments() const { return (chunks_ + segment_ - 1) / segment_; }
+  // At least 512 tokens, at most 64 segments.
+  static Index segment_chunks(Index tokens, Index chunk) {
+    return (std::max<Index>(512, (tokens + 63) / 64) + chunk - 1) / chunk;
+  }
 
   Index heads_ = 0, chunks_ = 0, segment_ = 1, state_floats_ = 0;
   AlignedArray<float> sums_;     // [heads, segments, state_floats]
