@@ -1,7 +1,8 @@
 // A register block of c (6 rows x 4 vectors with AVX-512) stays in registers for a block of terms;
-// b is packed once per block of terms into panels as wide as that, zero beyond the last column; a
-// is read in place by broadcasts. Loop order: block of terms, block of rows (one item of
-// parallel_for), panel, register block: a panel and the rows of a stay in L1 and L2.
+// b is packed once per block of terms into panels as wide as that, zero beyond the last column,
+// unless its own rows serve as they are; a is read in place by broadcasts. Loop order: block of
+// terms, block of rows (one item of parallel_for), panel, register block: a panel and the rows of a
+// stay in L1 and L2.
 
 #include "harness/autodiff/gemm.h"
 
@@ -83,6 +84,29 @@ void pack_panel(const GemmMatrix<const T>& b, const Terms& terms, Index column, 
   }
 }
 
+// Where the panels of b lie: packed one behind the other, or in b itself.
+template <class T>
+struct Panels {
+  const T* packed;       // of one block of terms, or null
+  Index terms;           // per packed panel
+  const T* rows;         // row 0 of this block of terms in b
+  const GemmAxis* axis;  // columns of b
+  Index stride;          // from row to row of b
+  const T* at(Index column) const {
+    return packed != nullptr ? packed + column * terms : rows + axis->at(column);
+  }
+};
+
+// Whether b's rows can be read in place: whole vectors side by side, and near enough to each other
+// to stay in L1 as a packed panel would.
+template <class T>
+bool serves_unpacked(const Gemm<T>& g) {
+  constexpr Index kFarthest = 64;  // floats from row to row
+  const GemmAxis &rows = g.b.rows, &cols = g.b.cols;
+  return rows.group == 0 && rows.stride <= kFarthest && cols.stride == 1 && cols.group == 0 &&
+         g.n % kLanes<T> == 0;
+}
+
 // What happens to a finished register block.
 template <class T>
 struct Place {
@@ -142,7 +166,7 @@ template <class T, int ROWS, int V>
 
 template <class T, int ROWS, int V>
 void block(const T* const* rows, Index stride, const Terms& terms, Index segment_stride, const T* b,
-           const Place<T>& place) {
+           Index ldb, const Place<T>& place) {
   Vec<T> sum[ROWS][V];
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r)
@@ -156,7 +180,7 @@ void block(const T* const* rows, Index stride, const Terms& terms, Index segment
       Vec<T> row[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) row[v] = load(b + v * kLanes<T>);
-      b += V * kLanes<T>;
+      b += ldb;
 #pragma GCC unroll 16
       for (int r = 0; r < ROWS; ++r) {
         const Vec<T> factor = broadcast(a[r][t * stride]);
@@ -171,9 +195,11 @@ void block(const T* const* rows, Index stride, const Terms& terms, Index segment
 }
 
 template <class T, int V>
-void panel_rows(const Gemm<T>& g, const Terms& terms, const T* packed, Place<T> place, Index first,
-                Index last) {
+void panel_rows(const Gemm<T>& g, const Terms& terms, const Panels<T>& panels, Place<T> place,
+                Index first, Index last) {
   constexpr int kRows = block_rows(V);
+  const T* const panel = panels.at(place.column);
+  const Index ldb = panels.packed != nullptr ? V * kLanes<T> : panels.stride;
   const T* const a = g.a.data + g.a.cols.at(terms.first);
   for (Index r0 = first; r0 < last; r0 += kRows) {
     place.count = std::min<Index>(kRows, last - r0);
@@ -183,12 +209,13 @@ void panel_rows(const Gemm<T>& g, const Terms& terms, const T* packed, Place<T> 
       rows[r] = a + g.a.rows.at(row);
       place.rows[r] = g.c.data + g.c.rows.at(row);
     }
-    block<T, kRows, V>(rows, g.a.cols.stride, terms, g.a.cols.group_stride, packed, place);
+    block<T, kRows, V>(rows, g.a.cols.stride, terms, g.a.cols.group_stride, panel, ldb, place);
   }
 }
 
 template <class T>
-void rows_by_panel(const Gemm<T>& g, const Terms& terms, const T* packed, Index first, Index last) {
+void rows_by_panel(const Gemm<T>& g, const Terms& terms, const Panels<T>& panels, Index first,
+                   Index last) {
   const bool grouped = g.c.cols.group != 0;
   for (Index column = 0; column < g.n; column += kPanel<T>) {
     Place<T> place{};
@@ -205,13 +232,12 @@ void rows_by_panel(const Gemm<T>& g, const Terms& terms, const T* packed, Index 
     place.whole = g.c.cols.stride == 1 && place.columns % kLanes<T> == 0 &&
                   (!grouped || g.c.cols.group % kLanes<T> == 0);
     for (Index v = 0; v < vectors; ++v) place.offset[v] = g.c.cols.at(column + v * kLanes<T>);
-    const T* const panel = packed + column * terms.count;
-    if (vectors == 1) panel_rows<T, 1>(g, terms, panel, place, first, last);
+    if (vectors == 1) panel_rows<T, 1>(g, terms, panels, place, first, last);
     if constexpr (kPanelVectors >= 2)
-      if (vectors == 2) panel_rows<T, 2>(g, terms, panel, place, first, last);
+      if (vectors == 2) panel_rows<T, 2>(g, terms, panels, place, first, last);
     if constexpr (kPanelVectors == 4) {
-      if (vectors == 3) panel_rows<T, 3>(g, terms, panel, place, first, last);
-      if (vectors == 4) panel_rows<T, 4>(g, terms, panel, place, first, last);
+      if (vectors == 3) panel_rows<T, 3>(g, terms, panels, place, first, last);
+      if (vectors == 4) panel_rows<T, 4>(g, terms, panels, place, first, last);
     }
   }
 }
@@ -241,7 +267,10 @@ void gemm(const Gemm<T>& g, T* work) {
   for (Index first = 0; first < g.k;) {
     const Terms terms = terms_from(g.a.cols, first, g.k);
     const Index panels = (g.n + kPanel<T> - 1) / kPanel<T>;
-    parallel_for(panels, [&](Index p, int) {
+    const bool unpacked = serves_unpacked(g);
+    const Panels<T> places{unpacked ? nullptr : work, terms.count,
+                           g.b.data + g.b.rows.at(terms.first), &g.b.cols, g.b.rows.stride};
+    parallel_for(unpacked ? 0 : panels, [&](Index p, int) {
       const Index column = p * kPanel<T>;
       pack_panel(g.b, terms, column, std::min(kPanel<T>, g.n - column),
                  work + column * terms.count);
@@ -249,7 +278,7 @@ void gemm(const Gemm<T>& g, T* work) {
     first += terms.count;
     parallel_for(blocks, [&](Index block, int) {
       const Index r0 = block * kRowBlock, r1 = std::min(g.m, r0 + kRowBlock);
-      rows_by_panel(g, terms, work, r0, r1);
+      rows_by_panel(g, terms, places, r0, r1);
       if (first >= g.k && g.done.call != nullptr) g.done.call(g.done.context, r0, r1);
     });
   }

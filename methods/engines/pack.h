@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "methods/engines/tile_product.h"
+#include "methods/engines/transpose_square.h"
 
 namespace subquad::engine {
 
@@ -12,17 +13,31 @@ inline void pack_panel(const float* rows, Index n, Index d, Index panel, float f
                        const std::uint8_t* mask, float* out) {
   const Index first = panel * kPanel, count = std::min<Index>(kPanel, n - first);
   const float* const from = rows + first * d;
-  if (count == kPanel && mask == nullptr) {
-    // Whole vectors are written; what is read, 48 rows, stays in L1 for all columns.
-    for (Index x = 0; x < d; ++x)
-      for (Index j = 0; j < kPanel; ++j) out[x * kPanel + j] = from[j * d + x] * factor;
-    return;
-  }
-  for (Index x = 0; x < d; ++x)
-    for (Index j = 0; j < kPanel; ++j) {
-      const bool present = j < count && (mask == nullptr || mask[first + j] != 0);
-      out[x * kPanel + j] = present ? from[j * d + x] * factor : 0.0f;
+  const auto present = [&](Index j) {
+    return j < count && (mask == nullptr || mask[first + j] != 0);
+  };
+  const Index squares = d / kLanes * kLanes;
+  for (Index j = 0; j < kPanel; j += kLanes)
+    for (Index x = 0; x < squares; x += kLanes) {
+      if (j >= count) {
+        for (int i = 0; i < kLanes; ++i) store(out + (x + i) * kPanel + j, Vec{});
+        continue;
+      }
+      Vec square[kLanes];
+      if (j + kLanes <= count && mask == nullptr) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) square[i] = load(from + (j + i) * d + x) * factor;
+      } else {
+        for (int i = 0; i < kLanes; ++i)
+          square[i] = present(j + i) ? load(from + (j + i) * d + x) * factor : Vec{};
+      }
+      transpose_square(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) store(out + (x + i) * kPanel + j, square[i]);
     }
+  for (Index x = squares; x < d; ++x)
+    for (Index j = 0; j < kPanel; ++j)
+      out[x * kPanel + j] = present(j) ? from[j * d + x] * factor : 0.0f;
 }
 
 // The largest squared norm of the panel's keys, in any lane; NaN is passed over.
