@@ -171,7 +171,7 @@ def make(results, rows="label", columns="n", value="time_s"):
         raise UserError(f"{results.directory}: no number in column {value!r} of this selection")
     asked, how = frame, {}
     if training.is_quality(value):
-        frame, how = training.chosen(frame, value)
+        frame, how = training.chosen(frame, value, decoded=True)
     lost = results.dropped.copy()
     fill = {"causal": 0.0}
     for part in (frame, lost):

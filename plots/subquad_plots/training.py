@@ -48,8 +48,11 @@ def setting(text, names):
     return ", ".join(f"{name} {params[name]}" for name in names if name in params)
 
 
-def chosen(rows, quality):
-    """The rows that count, see the head comment -> (rows, {series: 'learning_rate 0.003'})."""
+def chosen(rows, quality, decoded=False):
+    """The rows that count, see the head comment -> (rows, {series: 'learning_rate 0.003'}). With
+    `decoded` and where nothing was trained: what a trained model reached in decoding, every row."""
+    if decoded and not (rows["pass"] == "train").any():
+        return rows[(rows["pass"] == "decode") & rows[quality].notna()], {}
     rows = rows[(rows["pass"] == "train") & rows[quality].notna()]
     judge = QUALITIES.get(quality, quality)
     if not rows[judge].notna().any():

@@ -147,12 +147,17 @@ def with_value(rows, name):
 
 def select(run, where, value, place):
     """Rows with a number in `value` that match, of one setting (but any n, seed and round).
-    Nothing when there are none, and why."""
-    chosen = matching(run.results.frame, where)
+    Nothing when there are none, and why. What a model reached counts in unstable rows too: only
+    their times are in doubt."""
+    frame = run.results.frame
+    if training.is_quality(value):
+        unstable = run.lost[run.lost["status"] == "unstable"]
+        frame = pd.concat([frame, unstable[frame.columns]]) if len(unstable) else frame
+    chosen = matching(frame, where)
     chosen = with_value(chosen, value)
     chosen = chosen[chosen[value].notna()]
     if training.is_quality(value) and len(chosen):
-        chosen, _ = training.chosen(chosen, value)
+        chosen, _ = training.chosen(chosen, value, decoded=True)
     if chosen.empty:
         raise why_nothing(run, where)
     mixed = [key for key in SETTING if chosen[key].nunique(dropna=False) > 1]

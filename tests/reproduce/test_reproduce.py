@@ -216,6 +216,15 @@ class Kinds(WithFiles):
         check = "{value: {value: accuracy, of: dense, within: [0.79, 0.81]}}"
         self.assertEqual(self.outcome(check, rows)[0].state, "holds")
 
+    def test_accuracy_of_decoding_counts_and_doubts_about_its_time_do_not_matter(self):
+        rows = (rows_of("dense", {64: 1.0}, 1, accuracy=0.9, **{"pass": "decode"}) +
+                rows_of("window", {64: 1.0}, 1, accuracy=0.5, status="unstable",
+                        reason="steal", **{"pass": "decode"}))
+        check = "{order: {value: accuracy, of: [window, dense]}}"
+        self.assertEqual(self.outcome(check, rows)[0].state, "holds")
+        check = "{order: {value: time_s, of: [window, dense]}}"
+        self.assertEqual(self.outcome(check, rows)[0].state, "missing")
+
 
 class Verdicts(WithFiles):
     CLAIM = '  - {text: "a", paper: "p", check: {order: {value: time_s, of: [linear, dense]}}}\n'
