@@ -77,7 +77,7 @@ class ScanSchedule {
   template <class Sweep>
   void run(Sweep& sweep) {
     grow();
-    if (!spread(heads_, segments())) {
+    if (omp_in_parallel() || !spread(heads_, segments())) {
       parallel_for(heads_, [&](Index head, int thread) { run_head(sweep, head, thread); });
       return;
     }
