@@ -29,12 +29,18 @@ def scale_of(expectation, name):
     return name, expectation.scales[name]
 
 
+def from_root(directory):
+    """The directory as a script names it, which starts in the project's folder: rows record the
+    path, and one inside the project says nothing about the machine."""
+    path = Path(directory).absolute()
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 def command(subquad, expectation, scale_name, scale, directory, rounds=0):
     """argv that makes the results of one entry."""
     first = ([str(expectation.script)] if expectation.script
              else [subquad, "run", str(expectation.config)])
-    rest = ["--out", str(Path(directory).absolute() if expectation.script else directory),
-            "--no-plots"]
+    rest = ["--out", str(from_root(directory) if expectation.script else directory), "--no-plots"]
     for option, values in (("--set", settings_of(scale_name, scale)), ("--filter", scale.filters)):
         for value in values:
             rest += [option, value]

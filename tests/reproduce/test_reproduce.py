@@ -320,6 +320,13 @@ class Figures(WithFiles):
                          ["memory-gaussian-forward.svg"])
 
 
+class Running(unittest.TestCase):
+    def test_a_script_gets_paths_of_the_project_and_others_as_they_are(self):
+        inside = catalog.ROOT / "results" / "reproduce" / "x"
+        self.assertEqual(running.from_root(inside), Path("results/reproduce/x"))
+        self.assertEqual(running.from_root("/elsewhere/x"), Path("/elsewhere/x"))
+
+
 class Integrity(WithFiles):
     BODY = "claims:\n" + Verdicts.CLAIM
 

@@ -1,10 +1,3 @@
 #!/bin/sh
-# Table A5, char_lm, from nothing: trains the model, then its controllers, then decodes under every policy. From
-# the project's folder; models go to results/adore_a5, controllers to results/adore_weights, the results
-# where `--out` says.
-set -e
-subquad=${SUBQUAD:-./subquad}
-here=configs/papers/adore
-$subquad train $here/a5_char_lm_train.yaml --out results/adore_a5/char_lm
-$subquad run $here/a5_char_lm_fit.yaml --resume --no-plots
-$subquad run $here/a5_char_lm.yaml "$@"
+# Table A5, char_lm: see a5.sh.
+exec sh configs/papers/adore/a5.sh char_lm "$@"
