@@ -90,7 +90,7 @@ class ScanSchedule {
     const Index segment = segment_groups(chunk * group), size = segment * chunk * group;
     const Index segments = (tokens + size - 1) / size, threads = thread_count();
     Index states = (group + 2) * threads + (rounded ? 3 : 2) * heads;
-    if (spread(heads, segments)) states += threads * team_states(segment * group);
+    if (spread(heads, segments)) states += threads * (team_states(segment * group) + 2);
     return 4.0 * static_cast<double>(states) * static_cast<double>(state_floats);
   }
 
@@ -101,9 +101,9 @@ class ScanSchedule {
     const Index threads = thread_count();
     return threads > 1 && segments > 1 && heads % threads != 0 && heads < 4 * threads;
   }
-  // States of a thread in a team: the increments of a segment, the state before it, its sum in two
-  // copies (others may still read the last one), and the totals in double.
-  static Index team_states(Index segment_chunks) { return segment_chunks + 5; }
+  // States of a thread in a team: the increments of a segment, the state before it, and its sum in
+  // two copies, for others may still read the last one. The totals in double stand apart.
+  static Index team_states(Index segment_chunks) { return segment_chunks + 3; }
   void grow() {
     const Index threads = thread_count();
     const Index running = (group_ + 2) * threads * state_floats_;
@@ -111,6 +111,8 @@ class ScanSchedule {
     if (!spread(heads_, segments())) return;
     const Index size = threads * team_states(segment_ * group_) * state_floats_;
     if (kept_.size() < size) kept_ = AlignedArray<float>(size);
+    if (before_.size() < threads * state_floats_)
+      before_ = AlignedArray<double>(threads * state_floats_);
   }
   // Of a thread: the segment's own sum, and group_ + 1 states.
   float* running(int thread, Index slot) {
@@ -205,7 +207,7 @@ class ScanSchedule {
   void run_member(Sweep& sweep, Index head, Index thread, Index threads) noexcept {
     const Index state_slot = segment_ * group_, sum_slot = state_slot + 1;
     float* const state = kept(thread, state_slot);
-    double* const before = reinterpret_cast<double*>(kept(thread, state_slot + 3));
+    double* const before = before_.data() + thread * state_floats_;
     float* const inside = running(static_cast<int>(thread), 1);
     const int worker = static_cast<int>(thread);
     std::copy_n(total(head), state_floats_, before);
@@ -248,7 +250,7 @@ class ScanSchedule {
       }
     }
     if (thread == 0) std::copy_n(before, state_floats_, total(head));
-#pragma omp barrier
+#pragma omp barrier  // the next head writes into sums that may still be read
   }
 
   template <class Sweep>
@@ -264,6 +266,7 @@ class ScanSchedule {
   AlignedArray<float> rounded_;  // likewise, on request
   AlignedArray<float> running_;  // [threads, group + 2, state_floats]
   AlignedArray<float> kept_;     // [threads, team_states, state_floats]
+  AlignedArray<double> before_;  // [threads, state_floats]: totals, of each thread of a team
 };
 
 // The sum of the increments of all chunks of every head, in the same three levels; no outputs. A

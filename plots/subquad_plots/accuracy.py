@@ -68,11 +68,11 @@ def by_method(axes, context, table, floors, quality):
         axes.annotate(f"{point['value']:.3f}", (point["high"], place), xytext=(6, 0),
                       textcoords="offset points", va="center", ha="left", fontsize=6, zorder=5,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})
-    for name, value in floors.items():
+    for name, value in training.floor_lines(floors, top):
         axes.axvline(value, **FLOOR_STYLE)
         axes.annotate(name, (value, len(order) - 0.45), xytext=(2, 0), textcoords="offset points",
                       rotation=90, va="bottom", ha="left", fontsize=5.5, color="#555555",
-                      zorder=4)
+                      zorder=4, bbox=training.NAME_BOX)
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, top * 1.12)  # room for the numbers

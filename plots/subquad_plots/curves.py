@@ -45,11 +45,11 @@ def draw(axes, view, context):
         drawn.entries.append((series, series))
     if column == "validation_accuracy":
         axes.set_ylim(0, 1.03)
-        for name, value in training.floors(rows, "accuracy").items():
+        for name, value in training.floor_lines(training.floors(rows, "accuracy"), 1):
             axes.axhline(value, color="#777777", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
             axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 2),
                           textcoords="offset points", ha="right", va="bottom", fontsize=5.5,
-                          color="#555555")
+                          color="#555555", bbox=training.NAME_BOX)
     elif len(both):
         low, high = np.nanmin(both[column]), np.nanquantile(both[column], 0.98)
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low) + 1e-9)

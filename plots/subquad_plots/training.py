@@ -20,6 +20,8 @@ HIGHER = ("accuracy", "validation_accuracy", "best_accuracy")
 CASE = ["series", "task", "task_split", "n", "kv", "d_k", "d_v", "heads", "batch", "causal",
         "scale", "cpu"]
 FLOOR = "floor: "
+# Behind the names of floors, so that they can be read on a curve.
+NAME_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.75}
 
 
 def is_quality(column):
@@ -101,6 +103,18 @@ def floors(rows, quality):
             if name and kind.rstrip(")") == quality and math.isfinite(number):
                 out.setdefault(name, []).append(number)
     return {name: float(np.mean(values)) for name, values in out.items()}
+
+
+def floor_lines(found, span):
+    """[(names, value)] to be drawn over an axis of length `span`: one line, and one text, for those
+    that could not be told apart."""
+    lines = []
+    for name, value in sorted(found.items(), key=lambda item: item[1]):
+        if lines and value - lines[-1][1] < 0.01 * span:
+            lines[-1] = (f"{lines[-1][0]}, {name}", lines[-1][1])
+        else:
+            lines.append((name, value))
+    return lines
 
 
 def points(rows, quality):
