@@ -1,7 +1,11 @@
 #include "harness/measure/attention_matrix.h"
 
-#include <algorithm>
+#include <fmt/core.h>
 
+#include <algorithm>
+#include <cmath>
+
+#include "harness/core/error.h"
 #include "harness/core/random.h"
 #include "harness/measure/error_metrics.h"
 #include "harness/measure/reference.h"
@@ -23,7 +27,36 @@ void put_columns(const Cell& cell, const MatrixSums& sums, CellReport& report) {
   report.put_count("topk", std::min(cell.error.top_k, cell.problem.n_kv));
 }
 
-void compare_attention_rows(const Cell& cell, Method& method, const PassRun& run,
+// Of the output and the product of shown rows with v, over all rows together. A mask that is off by
+// one key, or a normaliser that is left out, is beyond it at any length; rounding is not.
+constexpr double kOwnMatrix = 2e-3;
+
+class OwnMatrix {
+ public:
+  // `weights` are the shown rows of head (b, h).
+  void add(const Inputs& in, ConstTensorView out, Index b, Index h, std::span<const Index> rows,
+           const Matrix& weights) {
+    const MatrixD shown = weights.cast<double>() * in.v.head(b, h).cast<double>();
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      const Eigen::RowVectorXd row = shown.row(static_cast<Index>(r));
+      difference_ += (out.head(b, h).row(rows[r]).cast<double>() - row).squaredNorm();
+      square_ += row.squaredNorm();
+    }
+  }
+  void require() const {
+    const double relative = std::sqrt(difference_ / std::max(square_, 1e-300));
+    if (difference_ == 0 || relative <= kOwnMatrix) return;
+    throw WrongResult(fmt::format(
+        "the output differs from the product of the method's own attention matrix and v by {:.3g} "
+        "(relative); {:.3g} is for rounding",
+        relative, kOwnMatrix));
+  }
+
+ private:
+  double difference_ = 0, square_ = 0;
+};
+
+void compare_attention_rows(const Cell& cell, bool linear_in_v, Method& method, PassRun& run,
                             CellReport& report) {
   const Problem& p = cell.problem;
   if (cell.error.matrix_rows <= 0 || cell.pass == Pass::decode || cell.pass == Pass::backward)
@@ -31,6 +64,10 @@ void compare_attention_rows(const Cell& cell, Method& method, const PassRun& run
   const Index heads = std::min(p.batch * p.heads, cell.error.matrix_rows);
   const Index per_head = std::min(p.n, (cell.error.matrix_rows + heads - 1) / heads);
   const Inputs in = run.inputs(0);
+  const std::vector<PassOutput> outputs = run.outputs(0);
+  const auto out = std::find_if(outputs.begin(), outputs.end(),
+                                [](const PassOutput& output) { return output.name == "out"; });
+  OwnMatrix own;
   MatrixSums sums;
   Matrix weights(per_head, p.n_kv);
   for (Index i = 0; i < heads; ++i) {
@@ -44,7 +81,9 @@ void compare_attention_rows(const Cell& cell, Method& method, const PassRun& run
       report.doubt("attention_rows", "its attention matrix has weights that are not finite");
       return;
     }
+    if (out != outputs.end()) own.add(in, out->tensor, b, h, rows, weights);
   }
+  if (linear_in_v) own.require();
   put_columns(cell, sums, report);
 }
 
@@ -109,9 +148,12 @@ void decoder_trace(const Cell& cell, PassRun& run, CellReport& report) {
   }
 }
 
-void attention_matrix(const Cell& cell, Method& method, const PassRun& run, CellReport& report) {
+void attention_matrix(const Cell& cell, bool linear_in_v, Method& method, PassRun& run,
+                      CellReport& report) {
   try {
-    compare_attention_rows(cell, method, run, report);
+    compare_attention_rows(cell, linear_in_v, method, run, report);
+  } catch (const WrongResult&) {
+    throw;
   } catch (const std::exception& error) {
     report.doubt("attention_rows", error.what());
   }

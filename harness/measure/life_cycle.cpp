@@ -87,7 +87,9 @@ class LifeCycle {
     declared();
     time();
     find_leaked_threads(tasks);
-    attention_matrix(cell_, *method_, *run_, report_);
+    // Set 0 holds the pattern that outputs are filled with where the last timed calls left it out.
+    if (cell_.error.matrix_rows > 0 && cell_.pass != Pass::decode) run_->call(0);
+    attention_matrix(cell_, entry_.info.linear_in_v, *method_, *run_, report_);
     if (cell_.pass == Pass::decode) decoder_trace(cell_, *run_, report_);
     probe();
   }
@@ -365,7 +367,7 @@ class LifeCycle {
     judgement_->judge();
     declared();
     put_metrics();
-    attention_matrix(cell_, *method_, *run_, report_);
+    attention_matrix(cell_, entry_.info.linear_in_v, *method_, *run_, report_);
     if (!std::isfinite(report.first_loss) || !std::isfinite(report.last_loss))
       throw WrongResult("the fit's loss is not finite");
     if (config_of_fit.save.empty()) return;

@@ -50,8 +50,10 @@ TEST_CASE("an exact method beyond its tolerance is wrong, another only has its e
     std::fill_n(out.data(), out.size(), 0.f);
   };
   CHECK_WRONG(wrong_method("zeros", zeros), "relative error of the output");
-  const JobResult r = run_method(
-      wrong_method("zeros_approximate", zeros, [](MethodInfo& info) { info.exact = false; }));
+  const JobResult r = run_method(wrong_method("zeros_approximate", zeros, [](MethodInfo& info) {
+    info.exact = false;
+    info.linear_in_v = false;  // so that no matrix has to give this output
+  }));
   REQUIRE(measured(r));
   CHECK(number(r, "rel_error") == 1);
   CHECK(number(r, "cosine") == 0);
@@ -62,6 +64,38 @@ TEST_CASE("an exact method beyond its tolerance is wrong, another only has its e
     info.exact_limit = [](const Problem&) { return Settings{}; };
   };
   CHECK_WRONG(wrong_method("zeros_at_limit", zeros, at_limit), "a method at its exact limit");
+}
+
+TEST_CASE("an output that is not the shown matrix times v is wrong", "[worker]") {
+  const auto not_exact = [](MethodInfo& info) { info.exact = false; };
+  const char* const kWords = "differs from the product of the method's own attention matrix and v";
+  CHECK_WRONG(wrong_method(
+                  "unnormalised",
+                  [](Honest& m, const Inputs& in, TensorView out, int) {
+                    honestly(m, in, out);
+                    for (Index i = 0; i < out.size(); ++i) out.data()[i] *= 1.01f;
+                  },
+                  not_exact),
+              kWords);
+  // Each row is that of the token before: a mask that is off by one.
+  CHECK_WRONG(wrong_method(
+                  "row_before",
+                  [](Honest& m, const Inputs& in, TensorView out, int) {
+                    honestly(m, in, out);
+                    const Index d = in.v.head(0, 0).cols();
+                    for (Index i = out.size() / d - 1; i > 0; --i)
+                      std::copy_n(out.data() + (i - 1) * d, d, out.data() + i * d);
+                  },
+                  not_exact),
+              kWords);
+  // Rounding is no fault.
+  CHECK(measured(run_method(wrong_method(
+      "rounds",
+      [](Honest& m, const Inputs& in, TensorView out, int) {
+        honestly(m, in, out);
+        for (Index i = 0; i < out.size(); ++i) out.data()[i] *= 1.001f;
+      },
+      not_exact))));
 }
 
 TEST_CASE("right only at the first call is wrong", "[worker]") {

@@ -1,0 +1,9 @@
+#!/bin/sh
+# Table A1 from nothing: trains the teachers, then their students. From the project's folder; models go to
+# results/sea_a1, the students' results where `--out` says.
+set -e
+subquad=${SUBQUAD:-./subquad}
+here=configs/papers/sea
+$subquad run $here/a1_start.yaml --resume --no-plots
+$subquad run $here/a1_teacher.yaml --resume --no-plots
+$subquad run $here/a1.yaml "$@"
