@@ -87,8 +87,6 @@ class LifeCycle {
     declared();
     time();
     find_leaked_threads(tasks);
-    // Set 0 holds the pattern that outputs are filled with where the last timed calls left it out.
-    if (cell_.error.matrix_rows > 0 && cell_.pass != Pass::decode) run_->call(0);
     attention_matrix(cell_, entry_.info.linear_in_v, *method_, *run_, report_);
     if (cell_.pass == Pass::decode) decoder_trace(cell_, *run_, report_);
     probe();

@@ -28,7 +28,7 @@ def draw(axes, view, context):
     if table["n"].nunique() > 1:
         against_length(axes, context, table, rows, quality, drawn)
     else:
-        by_method(axes, context, table, floors, quality)
+        by_method(axes, context, table, floors, quality, drawn)
     drawn.notes += notes
     return drawn
 
@@ -39,12 +39,17 @@ def against_length(axes, context, table, rows, quality, drawn):
         figure.draw_curve(axes, context, series, table[table["series"] == series])
         drawn.entries.append((series, series))
     by_length = {n: training.floors(part, quality) for n, part in rows.groupby("n")}
+    ends = {}
     for name in sorted({name for found in by_length.values() for name in found}):
         lengths = sorted(n for n, found in by_length.items() if name in found)
         values = [by_length[n][name] for n in lengths]
         axes.plot(lengths, values, **FLOOR_STYLE)
-        axes.annotate(name, (lengths[-1], values[-1]), xytext=(0, 2), textcoords="offset points",
-                      ha="right", va="bottom", fontsize=5.5, color="#555555")
+        ends.setdefault(lengths[-1], {})[name] = values[-1]
+    span = 1 if quality == "accuracy" else table["high"].max()
+    for n, found in ends.items():
+        for names, value in training.floor_lines(found, span, room=0.04):  # the height of a text
+            axes.annotate(names, (n, value), xytext=(0, 2), textcoords="offset points",
+                          ha="right", va="bottom", fontsize=5.5, color="#555555")
     axes.set_ylabel(LABEL[quality])
     if quality == "accuracy":
         axes.set_ylim(0, 1.03)
@@ -52,8 +57,12 @@ def against_length(axes, context, table, rows, quality, drawn):
         axes.set_ylim(bottom=0)
 
 
-def by_method(axes, context, table, floors, quality):
-    """One line per method, its number at the point; floors as vertical lines."""
+MOST_BESIDE_NAMES = 8  # methods, before the floors' names would stand on their numbers
+
+
+def by_method(axes, context, table, floors, quality, drawn):
+    """One line per method, its number at the point; floors as vertical lines, named beside them or,
+    where methods leave no room, below the figure."""
     order = context.ordered(table["series"].unique())
     top = 1.0 if quality == "accuracy" else 1.12 * max(list(table["high"]) + list(floors.values()))
     for place, series in enumerate(order):
@@ -68,11 +77,16 @@ def by_method(axes, context, table, floors, quality):
         axes.annotate(f"{point['value']:.3f}", (point["high"], place), xytext=(6, 0),
                       textcoords="offset points", va="center", ha="left", fontsize=6, zorder=5,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})
-    for name, value in training.floor_lines(floors, top):
+    for value in floors.values():
         axes.axvline(value, **FLOOR_STYLE)
-        axes.annotate(name, (value, len(order) - 0.45), xytext=(2, 0), textcoords="offset points",
-                      rotation=90, va="bottom", ha="left", fontsize=5.5, color="#555555",
-                      zorder=4, bbox=training.NAME_BOX)
+    if len(order) > MOST_BESIDE_NAMES:
+        named = [f"{name} {value:.3f}" for name, value in sorted(floors.items(), key=lambda f: f[1])]
+        drawn.notes += ["dashed: " + ", ".join(named)] if named else []
+    else:
+        for name, value in training.floor_lines(floors, top):
+            axes.annotate(name, (value, len(order) - 0.45), xytext=(2, 0),
+                          textcoords="offset points", rotation=90, va="bottom", ha="left",
+                          fontsize=5.5, color="#555555", zorder=4, bbox=training.NAME_BOX)
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, top * 1.12)  # room for the numbers

@@ -5,6 +5,7 @@ import numpy as np
 from . import figure, training
 
 NAME = "curves"
+MOST_SHADED = 5  # curves; more shadings than that hide each other
 LABEL = {"validation_accuracy": "accuracy on the validation split",
          "validation_loss": "loss on the validation split"}
 
@@ -21,8 +22,8 @@ def applies(view):
 
 def caption(view):
     return (f"Learning curves, {view.title}: {LABEL[column_of(view)]} against training steps, means "
-            "over seeds, shaded from the lowest to the highest. Of each method the training "
-            "parameters that were best at the end.")
+            "over seeds, shaded from the lowest to the highest where there are few. Of each method the "
+            "training parameters that were best at the end.")
 
 
 def draw(axes, view, context):
@@ -35,18 +36,22 @@ def draw(axes, view, context):
         return drawn
     last = curves.drop_duplicates(["cell_id", "round", "step"], keep="last")
     both = last.merge(rows[["cell_id", "round", "series", "seed"]], on=["cell_id", "round"])
+    shaded = both["series"].nunique() <= MOST_SHADED
     for series in context.ordered(both["series"].unique()):
         steps = both[both["series"] == series].groupby("step")[column].agg(["mean", "min", "max"])
         curve = context.curves[series]
-        axes.fill_between(steps.index, steps["min"], steps["max"], color=curve.color, alpha=0.18,
-                          linewidth=0)
+        if shaded:
+            axes.fill_between(steps.index, steps["min"], steps["max"], color=curve.color,
+                              alpha=0.18, linewidth=0)
         axes.plot(steps.index, steps["mean"],
                   markevery=max(1, len(steps) // 8), **curve.line())
         drawn.entries.append((series, series))
     if column == "validation_accuracy":
         axes.set_ylim(0, 1.03)
-        for name, value in training.floor_lines(training.floors(rows, "accuracy"), 1):
+        floors = training.floors(rows, "accuracy")
+        for value in floors.values():
             axes.axhline(value, color="#777777", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+        for name, value in training.floor_lines(floors, 1, room=0.04):  # the height of a text
             axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 2),
                           textcoords="offset points", ha="right", va="bottom", fontsize=5.5,
                           color="#555555", bbox=training.NAME_BOX)

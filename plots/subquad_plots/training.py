@@ -29,8 +29,12 @@ def is_quality(column):
 
 
 def main_quality(rows):
-    """What a figure of these rows shows: accuracy where there is one, else bits, else the loss."""
-    for column in ("accuracy", "bits", "loss"):
+    """What a figure of these rows shows: bits of a language model, whose floors are in bits; else
+    accuracy where there is one, else bits, else the loss."""
+    order = ["accuracy", "bits", "loss"]
+    if "floors" in rows and rows["floors"].astype(str).str.contains("(bits", regex=False).any():
+        order = ["bits", "accuracy", "loss"]
+    for column in order:
         if rows[column].notna().any():
             return column
     return None
@@ -89,6 +93,11 @@ def seeds_text(rows):
     return f"mean of {count} seeds" if count > 1 else "1 seed"
 
 
+# Floors of language models are in bits per token; these are the same in other qualities.
+OF_BITS = {"bits": lambda bits: bits, "loss": lambda bits: bits * math.log(2),
+           "perplexity": lambda bits: 2 ** min(bits, 1000)}
+
+
 def floors(rows, quality):
     """{name: value} of what needs no attention at all, as the task itself says, for one length."""
     out = {}
@@ -100,18 +109,21 @@ def floors(rows, quality):
                 number = float(value)
             except ValueError:
                 continue
-            if name and kind.rstrip(")") == quality and math.isfinite(number):
+            kind = kind.rstrip(")")
+            if kind == "bits_per_token" and quality in OF_BITS:
+                kind, number = quality, OF_BITS[quality](number)
+            if name and kind == quality and math.isfinite(number):
                 out.setdefault(name, []).append(number)
     return {name: float(np.mean(values)) for name, values in out.items()}
 
 
-def floor_lines(found, span):
-    """[(names, value)] to be drawn over an axis of length `span`: one line, and one text, for those
-    that could not be told apart."""
+def floor_lines(found, span, room=0.01):
+    """[(names, value)] to be written along an axis of length `span`: one text, at the largest value,
+    for those that lie closer together than `room` of it."""
     lines = []
     for name, value in sorted(found.items(), key=lambda item: item[1]):
-        if lines and value - lines[-1][1] < 0.01 * span:
-            lines[-1] = (f"{lines[-1][0]}, {name}", lines[-1][1])
+        if lines and value - lines[-1][1] < room * span:
+            lines[-1] = (f"{lines[-1][0]}, {name}", value)
         else:
             lines.append((name, value))
     return lines

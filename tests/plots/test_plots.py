@@ -20,7 +20,8 @@ import pandas as pd  # noqa: E402
 import plot  # noqa: E402  (plots/plot.py)
 import synthetic  # noqa: E402
 import table  # noqa: E402  (plots/table.py)
-from subquad_plots import bound, bounds, budget, crossover, fit, load, matrix_error, views  # noqa: E402
+from subquad_plots import (bound, bounds, budget, crossover, fit, load, matrix_error, training,  # noqa: E402
+                           views)
 from subquad_plots.errors import UserError  # noqa: E402
 
 
@@ -207,6 +208,34 @@ class Training(WithDirectory):
         self.assertEqual(code, 0, out)
         for name in ("accuracy-mqar-train.png", "curves-mqar-train.svg"):
             self.assertGreater((self.directory / "figures" / name).stat().st_size, 1000)
+
+
+class Floors(WithDirectory):
+    def test_a_language_model_is_shown_in_bits_as_its_floors_are(self):
+        rows = pd.DataFrame({"accuracy": [0.4], "bits": [2.8], "loss": [1.9],
+                             "floors": ["unigram (bits_per_token)=4.7"]})
+        self.assertEqual(training.main_quality(rows), "bits")
+        for quality, floor in (("bits", 3), ("loss", 3 * 0.6931471805599453), ("perplexity", 8)):
+            rows["floors"] = "unigram (bits_per_token)=3"
+            self.assertAlmostEqual(training.floors(rows, quality)["unigram"], floor)
+        self.assertEqual(training.floors(rows, "accuracy"), {})
+        rows["floors"] = "majority class (accuracy)=0.5"
+        self.assertEqual(training.main_quality(rows), "accuracy")
+
+    def test_names_that_would_touch_share_a_text_at_the_upper_line(self):
+        found = {"c": 0.5, "a": 0.0, "b": 0.03}
+        self.assertEqual(training.floor_lines(found, 1, room=0.04), [("a, b", 0.03), ("c", 0.5)])
+        self.assertEqual(training.floor_lines(found, 1),
+                         [("a", 0.0), ("b", 0.03), ("c", 0.5)])
+
+    def test_they_are_named_below_a_figure_without_room_and_beside_their_lines_in_another(self):
+        for methods, below in ((8, False), (9, True)):
+            self.write([train_row(f"m{i}", 1, 1, 0.5, 0.5) for i in range(methods)])
+            code, out, err = quiet(plot.main, [str(self.directory), "--format", "svg"])
+            self.assertEqual(code, 0, out + err)
+            text = (self.directory / "figures" / "accuracy-mqar-train.svg").read_text()
+            self.assertEqual("dashed: 1 / pairs 0.250" in text, below)
+            self.assertIn("1 / pairs", text)
 
 
 class Figures(WithDirectory):

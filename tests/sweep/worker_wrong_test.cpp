@@ -98,6 +98,19 @@ TEST_CASE("an output that is not the shown matrix times v is wrong", "[worker]")
       not_exact))));
 }
 
+TEST_CASE("the output is compared where timed calls left the first set out", "[worker]") {
+  for (const Pass pass : {Pass::forward, Pass::forward_backward}) {
+    Job job = job_for("fixture_honest", pass);
+    job.cell.measure.input_sets = 5;
+    job.cell.measure.min_time_s = 1e-6;  // a call a repetition: the last one is of set 1
+    job.cell.measure.repetitions = 2;
+    const JobResult r = run_job(job);
+    CAPTURE(r.reason);
+    REQUIRE(measured(r));
+    CHECK(number(r, "matrix_error") < 1e-5);
+  }
+}
+
 TEST_CASE("right only at the first call is wrong", "[worker]") {
   CHECK_WRONG(wrong_method("first_only",
                            [](Honest& m, const Inputs& in, TensorView out, int calls) {

@@ -1,9 +1,3 @@
 #!/bin/sh
-# Table A0 from nothing: trains the teachers, then their students. From the project's folder; models go to
-# results/sea_a0, the students' results where `--out` says.
-set -e
-subquad=${SUBQUAD:-./subquad}
-here=configs/papers/sea
-$subquad run $here/a0_start.yaml --resume --no-plots
-$subquad run $here/a0_teacher.yaml --resume --no-plots
-$subquad run $here/a0.yaml "$@"
+# Table A0 from nothing: teachers, then their students. See steps.sh.
+exec sh configs/papers/sea/steps.sh a0_start a0_teacher a0 -- "$@"

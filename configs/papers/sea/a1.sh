@@ -1,9 +1,3 @@
 #!/bin/sh
-# Table A1 from nothing: trains the teachers, then their students. From the project's folder; models go to
-# results/sea_a1, the students' results where `--out` says.
-set -e
-subquad=${SUBQUAD:-./subquad}
-here=configs/papers/sea
-$subquad run $here/a1_start.yaml --resume --no-plots
-$subquad run $here/a1_teacher.yaml --resume --no-plots
-$subquad run $here/a1.yaml "$@"
+# Table A1 from nothing: teachers, then their students. See steps.sh.
+exec sh configs/papers/sea/steps.sh a1_start a1_teacher a1 -- "$@"

@@ -1,8 +1,3 @@
 #!/bin/sh
-# Table B from nothing: trains the teachers, then their students. From the project's folder; models go to
-# results/sea_b, the results where `--out` says.
-set -e
-subquad=${SUBQUAD:-./subquad}
-here=configs/papers/sea
-$subquad run $here/b_teacher.yaml --resume --no-plots
-$subquad run $here/b.yaml "$@"
+# Table B from nothing: teachers, then their students. See steps.sh.
+exec sh configs/papers/sea/steps.sh b_teacher b -- "$@"
