@@ -33,7 +33,9 @@ const std::vector<Field<CaptureParams>>& capture_fields() {
             "examples it was not trained on"),
       param("layer", &CaptureParams::layer, {-1, 1 << 20},
             "from: layer of the model; -1 = the heads of all layers side by side"),
-      param("head", &CaptureParams::head, {-1, 1 << 20}, "from: head of the layer; -1 = all")};
+      param("head", &CaptureParams::head, {-1, 1 << 20}, "from: head of the layer; -1 = all"),
+      param("cache", &CaptureParams::cache,
+            "layer: -1, decode: off, a token costs the forward of all tokens up to it")};
   return fields;
 }
 

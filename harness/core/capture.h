@@ -14,10 +14,11 @@ inline constexpr Index kFirstFitSet = Index{1} << 20;
 struct CaptureParams {
   std::string from;  // checkpoint, or directory of a training run; "" = the task's own q, k, v
   Index layer = 0;
-  Index head = -1;  // -1 = all
+  Index head = -1;    // -1 = all
+  bool cache = true;  // whole models: off, every token is the forward of all up to it
 };
 
-// from, layer, head.
+// from, layer, head, cache.
 const std::vector<Field<CaptureParams>>& capture_fields();
 
 // Makes the task whose q, k, v are those of the model. `settings` are the resolved settings of the

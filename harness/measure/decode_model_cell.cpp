@@ -93,6 +93,7 @@ class ModelDecoding {
                                .weights = fill_path(cell_.weights, cell_.method, cell_.label,
                                                     cell_.seed, cell_.problem.n),
                                .batch = cell_.problem.batch,
+                               .cache = std::get<bool>(cell_.task_settings.at("cache")),
                                .seed = cell_.seed,
                                .prepared = [&] {
                                  before = live_bytes();

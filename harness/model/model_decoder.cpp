@@ -3,6 +3,7 @@
 #include "harness/core/method_weights.h"
 #include "harness/core/registry.h"
 #include "harness/core/token_plan.h"
+#include "harness/model/uncached_steps.h"
 #include "methods/engines/cache_slots.h"
 
 namespace subquad {
@@ -47,7 +48,7 @@ ModelDecoder::ModelDecoder(const TrainedModel& model, const DecodingSetup& setup
       rows_(model.setup().options, model.sizes(), model.layout(), model.weights()) {
   prepare_methods(setup);
   if (setup.prepared) setup.prepared();
-  make_caches(setup);
+  setup.cache ? make_caches(setup) : make_uncached(setup);
   Index rows = batch_;
   for (const auto& p : planned_) rows = std::max(rows, p->plan->slots());
   const ModelSizes& s = model.sizes();
@@ -125,6 +126,22 @@ void ModelDecoder::make_caches(const DecodingSetup& setup) {
   }
 }
 
+void ModelDecoder::make_uncached(const DecodingSetup& setup) {
+  std::vector<LayerMethod> methods;
+  bool own = true;
+  for (std::size_t i = 0; i < methods_.size(); ++i) {
+    methods.push_back({setup.method, setup.settings});
+    own = own && is_own(model_, setup, i);
+    if (!methods_[i]->parameters().empty() && (!own || !setup.weights.empty()))
+      throw Unsupported(fmt::format(
+          "without a cache the parameters of {} are those that the model was trained with, and "
+          "this one was trained with {}",
+          setup.method, model_.setup().methods[i].name));
+  }
+  uncached_ = std::make_unique<UncachedSteps>(model_, std::move(methods),
+                                              own ? model_.setup().seed : setup.seed, batch_);
+}
+
 void ModelDecoder::reset() {
   length_ = 0;
   for (const auto& decoder : decoders_) decoder->reset();
@@ -189,6 +206,7 @@ void ModelDecoder::step(std::span<const std::int32_t> tokens, float* logits) {
   for (Index b = 0; b < batch_; ++b)
     tokens_[b * capacity_ + length_] = tokens[static_cast<std::size_t>(b)];
   ++length_;
+  if (uncached_ != nullptr) return uncached_->step(tokens_.data(), capacity_, length_, logits);
   if (planned_.empty()) {
     step_decoders();
     for (Index b = 0; b < batch_; ++b) rows_.logits(x_.data() + b * d, logits + b * classes());
@@ -273,6 +291,7 @@ void ModelDecoder::step_planned(Index b) {
 CacheBytes ModelDecoder::bytes() const {
   CacheBytes all;
   for (const auto& decoder : decoders_) all += decoder->bytes();
+  if (uncached_ != nullptr) all.aux += 4.0 * static_cast<double>(length_);  // the tokens
   const ModelSizes& s = model_.sizes();
   for (const auto& planned : planned_) {
     const Index kept = planned->plan->count(), slots = planned->plan->slots();

@@ -4,7 +4,8 @@
 // fills the caches, and each later token sees only what the method kept. A method whose layers
 // share their tokens and that rebuilds released ones through all of them (ADORE, rebuild: model)
 // has a TokenPlan instead of decoders: the tokens to rebuild then go through the layers together
-// with the new one, and each of them sees what lies before it.
+// with the new one, and each of them sees what lies before it. Without a cache every token is the
+// parallel forward of all tokens up to it (uncached_steps.h), of any method that has one.
 #pragma once
 
 #include <functional>
@@ -18,13 +19,16 @@
 
 namespace subquad {
 
+class UncachedSteps;
+
 struct DecodingSetup {
   std::string method;
   Settings settings;  // resolved
   std::string weights =
       "";           // of the method's parameters, see method_weights.h; "" = see learned_from()
   Index batch = 1;  // sequences side by side
-  Seed seed = 0;    // of random methods
+  bool cache = true;
+  Seed seed = 0;  // of random methods
   // Called once the methods are prepared, before the caches are made.
   std::function<void()> prepared = {};
 };
@@ -38,8 +42,8 @@ class ModelDecoder {
   void reset();
   // The first `length` tokens of each sequence, in an empty history.
   void prefill(std::span<const ModelTrace> sequences, Index length);
-  // tokens [batch] -> logits [batch, classes] of what follows. Allocates nothing once warm.
-  // O(layers (d_model^2 + attention)) per token.
+  // tokens [batch] -> logits [batch, classes] of what follows. With a cache it allocates nothing
+  // once warm. O(layers (d_model^2 + attention)) per token; without one, that of a whole forward.
   void step(std::span<const std::int32_t> tokens, float* logits);
 
   Index length() const { return length_; }  // tokens seen
@@ -58,6 +62,7 @@ class ModelDecoder {
 
   void prepare_methods(const DecodingSetup& setup);
   void make_caches(const DecodingSetup& setup);
+  void make_uncached(const DecodingSetup& setup);
   void step_decoders();
   void step_planned(Index b);
   std::span<const std::int32_t> history(Index b, Index length) const {
@@ -70,6 +75,7 @@ class ModelDecoder {
   std::vector<std::unique_ptr<Method>> methods_;    // of the layers
   std::vector<std::unique_ptr<Decoder>> decoders_;  // of the layers, or none
   std::vector<std::unique_ptr<Planned>> planned_;   // of the sequences, or none
+  std::unique_ptr<UncachedSteps> uncached_;         // instead of both
   bool uses_hidden_ = false;
   std::string learned_from_;
   AlignedArray<std::int32_t> tokens_;         // [batch, capacity]

@@ -41,6 +41,13 @@ struct SeaOptions {
   bool gates = true;  // off: s_prob = s_mix = 1
   Index skip = 1;
   Index max_n = 0;  // longest sequence; 0: n
+  bool stage_times = false;
+};
+
+// Where the time of a call goes, in seconds summed over the threads.
+struct SeaStages {
+  enum Stage { kernel, estimator, top_k, stretch, sparse, rest, count };
+  double seconds[count] = {};
 };
 
 // What a call leaves for backward.
@@ -79,6 +86,7 @@ class SeaAttention {
   static double bytes(const Problem& p, const SeaOptions& o, bool gradients);
   static double flops(const Problem& p, const SeaOptions& o, Pass pass);
   double kept_keys() const { return kept_keys_; }  // per query and head, last call
+  SeaStages stages() const;                        // of the last call, with stage_times
 
   // ---- for fitting ----
   bool has_estimator() const { return options_.source == SeaOptions::Source::learned; }
@@ -149,6 +157,7 @@ class SeaAttention {
   AlignedArray<std::int32_t> ints_;           // [threads, n]
   bool attending_ = true;                     // groups head, batch: the second time over the rows
   double kept_keys_ = 0;
+  std::vector<SeaStages> stages_;  // [threads]
 
   // Backward.
   Index groups_ = 1;                           // of rows, each with sums of its own

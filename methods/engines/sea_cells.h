@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "harness/core/types.h"
+#include "harness/core/random.h"
 
 namespace subquad::engine {
 
@@ -50,6 +50,16 @@ inline void sea_stretch(Index first, Index last, Index most, Emit&& emit) {
   } else {
     for (Index i = count - 1; i >= 0; --i) emit(last - 1 - i * width / count);
   }
+}
+
+// A number in (0, 1) for cell `place` of a random mask, from its place alone. Place of cell c of
+// query t and head bh = b * heads + h: (bh n + t) cells + c.
+inline float sea_hashed(Seed seed, Index place) {
+  std::uint64_t x = seed + 0x9e3779b97f4a7c15ull * static_cast<std::uint64_t>(place + 1);
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;  // splitmix64
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  x ^= x >> 31;
+  return (static_cast<float>(x >> 40) + 0.5f) * 0x1p-24f;
 }
 
 }  // namespace subquad::engine

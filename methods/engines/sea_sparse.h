@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "harness/core/tensor.h"
+#include "methods/engines/integer_sort.h"
+#include "methods/engines/row_attention.h"
 
 namespace subquad {
 
@@ -27,12 +29,14 @@ SeaRuns runs_of(const SeaCsr& csr, Index n);
 
 // out [1, heads, n, d_v] = softmax over the listed keys of scale q k^T, times v, head by head;
 // zero for a query without keys. One thread, O(nnz (d_k + d_v)).
-struct SeaSparse {
+class SeaSparse {
+ public:
+  SeaSparse() = default;
+  SeaSparse(ConstTensorView queries, ConstTensorView keys, ConstTensorView values, double factor)
+      : q(queries), k(keys), v(values), scale(factor) {}
+
   ConstTensorView q, k, v;  // [1, heads, n, d]
   double scale = 1;
-  std::vector<float> values;           // [nnz] of CSR: scores, of COO: the probabilities
-  std::vector<float> most, sum;        // [heads * n] of COO
-  std::vector<std::int32_t> expanded;  // keys of a row
 
   // All scores, then row by row softmax and weighted sum.
   void csr(const SeaCsr& rows, TensorView out);
@@ -40,6 +44,18 @@ struct SeaSparse {
   void coo(const SeaCoo& entries, TensorView out);
   // All in one, without values in memory.
   void runs(const SeaRuns& rows, TensorView out);
+  // The entries by query, then by column ("coalescing"): O(nnz), a radix sort.
+  void sort(const SeaCoo& entries, SeaCoo* sorted);
+
+ private:
+  engine::RowQuery scaled_query(Index h, Index t);
+
+  // Work space, kept between calls.
+  std::vector<float> values_;                 // [nnz] of CSR: scores, of COO: the probabilities
+  std::vector<float> most_, sum_;             // [heads * n] of COO
+  std::vector<std::int32_t> expanded_;        // keys of a row
+  std::vector<float> query_, tail_, row_;     // [d_k], one vector, [n]: scores of one query
+  std::vector<engine::CodeAt> codes_, more_;  // [nnz]
 };
 
 }  // namespace subquad

@@ -106,10 +106,20 @@ def ratio(run, options, place):
     return outcome_of(found, options["within"])
 
 
+def names_of(selectors, chosen):
+    """Names of selections; where several are called alike, with what else they were selected by."""
+    names = [str(part["series"].iloc[0]) for part in chosen]
+    rest = [data.describe({key: value for key, value in each.items() if key != "label"})
+            for each in selectors]
+    return [f"{name} ({more})" if more and names.count(name) > 1 else name
+            for name, more in zip(names, rest)]
+
+
 def order(run, options, place):
     """Each is smaller than the next at every length; the middle of ratios within rounds decides."""
     chosen = [data.select(run, where_of(of, options), options["value"], place)
               for of in options["of"]]
+    called = names_of(options["of"], chosen)
     ours, faults, pairs = [], [], 0
     for smaller, larger in zip(chosen, chosen[1:]):
         found = data.ratio_points(larger, smaller, options["value"])
@@ -119,14 +129,13 @@ def order(run, options, place):
         data.enough_rounds(run, found, options["value"], "both of two neighbours")
         pairs += 1
         worst = min(found, key=lambda n: found[n].value)
-        names = " to ".join(str(part["series"].iloc[0]) for part in (larger, smaller))
+        names = f"{called[pairs]} to {called[pairs - 1]}"
         ours.append(f"{names} {point_text(found[worst])}"
                     + (f" at least (n = {length_text(worst)})" if len(found) > 1 else ""))
         bad = [f"n = {length_text(n)}" for n in sorted(found) if not found[n].value > 1]
         if bad:
             faults.append(f"{names} {number_text(found[worst].value)} at {', '.join(bad)}")
-    names = " < ".join(str(part["series"].iloc[0]) for part in chosen)
-    return Outcome(FAILS if faults else HOLDS, names, "; ".join(ours), "; ".join(faults))
+    return Outcome(FAILS if faults else HOLDS, " < ".join(called), "; ".join(ours), "; ".join(faults))
 
 
 def exponent(run, options, place):

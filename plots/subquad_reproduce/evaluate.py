@@ -73,10 +73,11 @@ def table_result(run, table):
             papers = table.paper.get(row.name)
             number = Number(paper=papers[place] if papers else None)
             where = {**table.where, table.key: [column]}
+            value = row.value or table.value
             try:
-                chosen = data.select(run, {**where, **row.where}, table.value, table.place)
+                chosen = data.select(run, {**where, **row.where}, value, table.place)
                 if to_row is None:
-                    found = data.points(chosen, table.value)
+                    found = data.points(chosen, value)
                 elif row is to_row:
                     found = {0: data.Point(1.0, 1.0, 1.0, 1)}
                 else:

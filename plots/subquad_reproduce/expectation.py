@@ -27,6 +27,7 @@ class Scale:
 class Row:
     name: str
     where: dict
+    value: str = ""  # another column than the table's
 
 
 @dataclass
@@ -131,8 +132,7 @@ def paper_value(item):
 def row(item):
     if isinstance(item.node, yaml.ScalarNode):
         return Row(text(item), selector(item))
-    found = mapping(name=text, where=map_of(wanted))(item)
-    return Row(found["name"], found["where"])
+    return Row(**mapping(name=text, where=map_of(wanted), value=(value_name, ""))(item))
 
 
 def one_column(item):
@@ -156,6 +156,8 @@ def table(item):
                            "per column; null where the paper has none")
     if found["to"] and found["to"] not in names:
         raise item.bad(f'to: no row "{found["to"]}"; {document.near(found["to"], names)}')
+    if found["to"] and any(each.value for each in found["rows"]):
+        raise item.bad("to: ratios are of one value, and a row has one of its own")
     if found["paper"] and (found["tolerance"] is None) == (not found["not_comparable"]):
         raise item.bad("with the paper's values give either tolerance, or not_comparable and why")
     return Table(key=key, columns=columns, place=item.place, **found)

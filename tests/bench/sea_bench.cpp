@@ -1,21 +1,17 @@
-// Where SEA's time goes, and what its sparse formats cost.
-//   sea_bench formats N HEADS D CELLS K    T3: COO, flat CSR, runs, and a bare loop over the same
-//   rows sea_bench stages  N HEADS D CELLS K CAUSAL    stages of one call, one thread
+// What SEA's sparse formats cost against a bare loop over the same rows: T3 with its limit.
+//   sea_bench N HEADS D CELLS K
+// (The formats alone, and the stages of a call: configs/papers/sea/formats.yaml, stages.yaml.)
 #include <fmt/core.h>
 #include <omp.h>
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
-#include <functional>
 #include <numeric>
 
 #include "harness/core/task.h"
 #include "methods/engines/row_attention.h"
 #include "methods/engines/sea_attention.h"
-#include "methods/engines/sea_features.h"
 #include "methods/engines/sea_sparse.h"
-#include "methods/engines/sea_work.h"
 #include "tests/bench/timing.h"
 
 using namespace subquad;
@@ -30,18 +26,14 @@ struct Case {
   QKV in;
 };
 
-Case make_case(Index n, Index heads, Index d, Index cells, Index k, bool causal) {
-  Problem p{.batch = 1, .heads = heads, .n = n, .n_kv = n, .d_k = d, .d_v = d, .causal = causal};
+Case make_case(Index n, Index heads, Index d, Index cells, Index k) {
+  Problem p{.batch = 1, .heads = heads, .n = n, .n_kv = n, .d_k = d, .d_v = d};
   Case c{p, {}, QKV(p)};
   fill_normal(1, c.in.q.data(), c.in.q.size());
   fill_normal(2, c.in.k.data(), c.in.k.size());
   fill_normal(3, c.in.v.data(), c.in.v.size());
   c.o.top_k = k;
   c.o.cells = cells;
-  c.o.relu = causal;
-  c.o.position = causal ? SeaOptions::Position::learned : SeaOptions::Position::identity;
-  c.o.channels = causal ? 2 : 4;
-  c.o.stretch = causal ? 4 : 2;
   return c;
 }
 
@@ -92,7 +84,7 @@ void formats(Case c) {
   const SeaCsr csr = random_rows(c);
   const SeaCoo coo = coo_of(csr);
   const SeaRuns runs = runs_of(csr, c.p.n);
-  SeaSparse sparse{c.in.q, c.in.k, c.in.v, c.p.logit_scale(), {}, {}, {}, {}};
+  SeaSparse sparse{c.in.q, c.in.k, c.in.v, c.p.logit_scale()};
   Tensor out(1, c.p.heads, c.p.n, c.p.d_v);
   volatile float sink = 0;
   const double bare = time_of([&] { sink = bare_loop(c, csr); });
@@ -131,71 +123,15 @@ void formats(Case c) {
        entries * 36 + 8 * static_cast<double>(c.p.heads * c.p.n));
 }
 
-void stages(Case c) {
-  SeaWeights weights;
-  const SeaShape shape = SeaAttention::shape_of(c.p, c.o);
-  weights.make(shape, 1, false);
-  SeaAttention attention;
-  attention.prepare(c.p, c.o, &weights, 1, false);
-  Tensor out(1, c.p.heads, c.p.n, c.p.d_v), kernel(1, c.p.heads, c.p.n, 2 * c.p.d_v);
-  const double whole = time_of([&] { attention.forward(c.in.inputs(), out, nullptr); });
-  const double first = time_of([&] { attention.kernel(c.in.inputs(), kernel, nullptr); });
-  const auto estimator_time = [&](SeaShape s) {
-    SeaWeights w;
-    w.make(s, 1, false);
-    SeaEstimator estimator;
-    estimator.prepare(s);
-    const Index block = SeaEstimator::block_rows(s);
-    std::vector<float> work(static_cast<std::size_t>(SeaEstimator::work_floats(s, block))),
-        scores(static_cast<std::size_t>(block * s.heads * estimator.wide_cells())),
-        gates(static_cast<std::size_t>(block * s.heads * 2));
-    return time_of([&] {
-      estimator.pack(w);
-      for (Index r = 0; r < s.rows(); r += block)
-        estimator.rows(kernel.data(), c.in.v.data(), r, std::min(r + block, s.rows()), work.data(),
-                       scores.data(), gates.data());
-    });
-  };
-  const double estimator = estimator_time(shape);
-  SeaShape linear = shape;  // the same row decoder without the CNN behind it
-  linear.cnn = false;
-  linear.cells = shape.per_head() * shape.width();
-  const double mlp = estimator_time(linear);
-  // Selection alone: probabilities of as many cells, chosen and turned into keys.
-  Case random = c;
-  random.o.source = SeaOptions::Source::random;
-  const SeaCsr csr = random_rows(random);
-  SeaSparse sparse{c.in.q, c.in.k, c.in.v, c.p.logit_scale(), {}, {}, {}, {}};
-  const SeaRuns runs = runs_of(csr, c.p.n);
-  const double attend = time_of([&] { sparse.runs(runs, out); });
-  const double rest = whole - first - estimator - attend;
-  const auto line = [&](const char* name, double time) {
-    fmt::print("{:<34} {:9.3f} ms  {:5.1f} %\n", name, 1e3 * time, 100 * time / whole);
-  };
-  fmt::print("{} cells={} k={}, one thread\n", c.p.str(), c.o.cells, c.o.top_k);
-  line("kernel attention", first);
-  line("estimator: MLP and row decoder", mlp);
-  line("estimator: CNN (difference)", estimator - mlp);
-  line("sparse attention (random cells)", attend);
-  line("selection, stretch, pool (rest)", rest);
-  line("whole call", whole);
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 7) {
-    fmt::print(stderr, "sea_bench formats|stages N HEADS D CELLS K [CAUSAL]\n");
+  if (argc < 6) {
+    fmt::print(stderr, "sea_bench N HEADS D CELLS K\n");
     return 2;
   }
   omp_set_num_threads(1);
   const auto number = [&](int i) { return static_cast<Index>(std::atol(argv[i])); };
-  Case c = make_case(number(2), number(3), number(4), number(5), number(6),
-                     argc > 7 && std::atoi(argv[7]) != 0);
-  if (std::strcmp(argv[1], "formats") == 0) {
-    formats(std::move(c));
-  } else {
-    stages(std::move(c));
-  }
+  formats(make_case(number(1), number(2), number(3), number(4), number(5)));
   return 0;
 }

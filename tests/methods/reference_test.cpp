@@ -192,6 +192,19 @@ std::vector<Settings> settings_of(const std::string& name) {
     with({{"mask", std::string("identity")}, {"cells", Index{20}}});
     return all;
   }
+  if (name == "sea_sparse") {
+    std::vector<Settings> all{{}};
+    for (const std::string format : {"csr", "coo", "coo_unsorted", "runs"})
+      for (const auto& [cells, k] : {std::pair<Index, Index>{16, 5}, {48, 200}, {9, 40}})
+        all.push_back({{"format", format}, {"cells", cells}, {"top_k", k}});
+    return all;
+  }
+  if (name == "sliced_window") {
+    std::vector<Settings> all;
+    for (const std::string release : {"slice", "move"})
+      for (const Index m : {1, 7, 128}) all.push_back({{"release", release}, {"m", m}});
+    return all;
+  }
   if (name == "hrrformer")
     return {{},
             {{"rescale", true}, {"temperature", 3.0}},

@@ -420,7 +420,7 @@ TEST_CASE("sea: flat CSR, coordinates and runs give what the method gives", "[se
       Tensor want(1, 3, p.n, p.d_v), got(want.shape());
       attention.forward(in.inputs(), want, nullptr);
       const TensorD exact = cast<double>(want);
-      SeaSparse sparse{in.q, in.k, in.v, p.logit_scale(), {}, {}, {}, {}};
+      SeaSparse sparse{in.q, in.k, in.v, p.logit_scale()};
       sparse.csr(csr, got);
       CHECK(relative_error(got, exact) <= 1e-6);
       got.fill(std::numeric_limits<float>::quiet_NaN());
@@ -429,6 +429,33 @@ TEST_CASE("sea: flat CSR, coordinates and runs give what the method gives", "[se
       got.fill(std::numeric_limits<float>::quiet_NaN());
       sparse.coo(coo_of(csr), got);
       CHECK(relative_error(got, exact) <= 2e-6);
+    }
+}
+
+TEST_CASE("sea: shares of stages add up to one and change nothing", "[sea]") {
+  for (const bool causal : {false, true})
+    for (const char* group : {"causal_per_batch", "per_head"}) {
+      const Problem p = sea_problem(70, causal, 2);
+      Settings settings{{"top_k", Index{9}}, {"cells", Index{16}}, {"group", std::string(group)}};
+      if (causal && std::string(group) == "per_head") continue;
+      const QKV in = random_inputs(p, 21);
+      const Tensor plain = run_method("sea", settings, p, in).out;
+      settings.insert({"stage_times", true});
+      const auto method = make_method("sea", resolved("sea", settings));
+      method->prepare(p, {.seed = 0});
+      Tensor out(plain.shape());
+      method->forward(in.inputs(), out, nullptr);
+      CHECK(std::equal(out.data(), out.data() + out.size(), plain.data()));
+      double sum = 0;
+      int shares = 0;
+      for (const Metric& metric : method->metrics())
+        if (metric.name.starts_with("share_")) {
+          CHECK(metric.value > 0);
+          sum += metric.value;
+          ++shares;
+        }
+      CHECK(shares == 6);
+      CHECK(sum == Approx(1));
     }
 }
 

@@ -92,6 +92,42 @@ TEST_CASE("decoding a model by dense attention is its parallel forward", "[model
   }
 }
 
+TEST_CASE("a model without a cache is its parallel forward of every length", "[model][decode]") {
+  const auto uncached = [](const std::string& method) {
+    DecodingSetup setup = with(method, {}, 2);
+    setup.cache = false;
+    return setup;
+  };
+  const auto text = [](const char* t) { return std::string(t); };
+  for (const Settings& kind :
+       std::vector<Settings>{{{"positions", text("learned")}, {"tied", false}},
+                             {{"positions", text("rope")}, {"conv", Index{4}}},
+                             {{"positions", text("sinusoidal_concat")}, {"norm", text("post")}}}) {
+    INFO(to_string(kind));
+    const SavedModel saved("mqar", kSmall, kind, 24);
+    const TrainedModel model(saved.path());
+    const std::vector<ModelTrace> traces = traces_of(model, 2);
+    ModelDecoder decoder(model, uncached("dense"));
+    for (const Index prompt : {0, 9})
+      CHECK(apart(decoded(model, decoder, traces, prompt), traces) <= 1e-4);
+    CHECK(decoder.bytes().kv == 0);
+    CHECK(decoder.bytes().aux == 4.0 * 24);
+    // No decoder, and what a token sees hangs on later ones: a whole forward has none.
+    ModelDecoder lsh(model, uncached("reformer"));
+    CHECK(std::isfinite(apart(decoded(model, lsh, traces, 20), traces)));
+    CHECK_THROWS_AS(ModelDecoder(model, with("reformer", {}, 2)), Unsupported);
+    CHECK_THROWS_WITH(ModelDecoder(model, uncached("sea")), Catch::Contains("trained with dense"));
+  }
+  for (const char* method : {"linear", "performer", "sea"}) {  // with parameters, and without
+    INFO(method);
+    const SavedModel saved("mqar", kSmall, {{"positions", text("rope")}}, 24, method);
+    const TrainedModel model(saved.path());
+    const std::vector<ModelTrace> traces = traces_of(model, 2);
+    ModelDecoder decoder(model, uncached(method));
+    CHECK(apart(decoded(model, decoder, traces, 20), traces) <= 1e-3);
+  }
+}
+
 TEST_CASE("policies with room for all tokens decode a model as dense attention does",
           "[model][decode]") {
   const SavedModel saved("mqar", kSmall, {{"positions", std::string("rope")}}, 24);

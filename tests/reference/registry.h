@@ -208,6 +208,16 @@ inline const std::map<std::string, Reference>& references() {
           return lsh_attention_gradient(c, lsh_options(s), dout);
         }}},
       {"sea", {[](const Settings& s, const Call& c) { return sea_attention(s, c); }}},
+      {"sea_sparse", {[integer](const Settings& s, const Call& c) {
+         const Settings sea = resolve("sea", Registry::instance().method("sea").params,
+                                      {{"mask", std::string("random")},
+                                       {"group", std::string("per_query")},
+                                       {"gates", std::string("one")},
+                                       {"top_k", integer(s, "top_k")},
+                                       {"cells", integer(s, "cells")}});
+         return sea_attention(sea, c);
+       }}},
+      {"sliced_window", cache_reference("window")},
       {"sliding_window",
        {[integer](const Settings& s, const Call& c) {
           return softmax_attention(c, sees_window(c, integer(s, "window"), integer(s, "sinks")));

@@ -190,6 +190,16 @@ class Kinds(WithFiles):
         check = "{value: {value: metric.pool_recall, of: zeta, within: [0.55, 0.65]}}"
         self.assertEqual(self.outcome(check, rows)[0].state, "holds")
 
+    def test_a_row_of_a_table_may_have_a_value_of_its_own(self):
+        rows = rows_of("sea", {512: 1.0}, method_metrics="share_a=0.6;share_b=0.3")
+        body = ("tables:\n  - {title: t, value: metric.share_a, %s rows: [sea, {name: b, where: "
+                "{label: sea}, value: metric.share_b}], columns: {n: [512]}}\nclaims:\n"
+                '  - {text: "a", paper: "p", not_comparable: "no"}\n')
+        numbers = self.judge(body % "", rows).tables[0].numbers
+        self.assertEqual([numbers[name, 512].ours.value for name in ("sea", "b")], [0.6, 0.3])
+        with self.assertRaisesRegex(UserError, "to: ratios are of one value"):
+            self.expectation(body % "to: sea,")
+
     def test_a_crossover_comes_from_crossover_csv(self):
         rows = DENSE + LINEAR
         body = ('claims:\n  - {text: "t", paper: "p", check: {crossover: {of: linear, '
