@@ -20,6 +20,16 @@
 
 namespace subquad::engine {
 
+// body(stride), where the KNOWN strides are constants for the compiler: addresses then are
+// constants beside one pointer, where others need a register each and spill.
+template <Index... KNOWN, class Body>
+[[gnu::always_inline]] inline void with_stride(Index stride, Body&& body) {
+  const bool met =
+      (... || (stride == KNOWN && (body(std::integral_constant<Index, KNOWN>{}), true)));
+  if (!met) body(stride);
+}
+constexpr Index kWidth = 64, kWidthPlus = 80;  // of a head, and with one more column
+
 constexpr int chunk_rows(int vectors) { return vectors >= 3 || kRegisters == 16 ? 4 : 8; }
 
 inline IntVec lane_numbers() {
@@ -33,16 +43,19 @@ inline IntVec lane_numbers() {
 inline void chunk_scores(const float* k, Index ldk, const float* qt, Index depth, Index chunk,
                          float* scores) {
   constexpr int kRows = 8;
-  for (Index j = 0; j < chunk; j += kRows) {
-    const Index first = j / kLanes * kLanes;
-    for_column_blocks(chunk - first, [&](Index c, auto vectors) {
-      constexpr int kVectors = decltype(vectors)::value;
-      constexpr int kBlock = kVectors * kRows <= (kRegisters == 32 ? 24 : 8) ? kRows : 4;
-      for (Index r = 0; r < kRows; r += kBlock)
-        product_block<kBlock, kVectors, false>(k + (j + r) * ldk, ldk, 1, depth, qt + first + c,
-                                               chunk, scores + (j + r) * chunk + first + c, chunk);
-    });
-  }
+  with_stride<kWidth, kWidthPlus>(ldk, [&](auto stride) {
+    for (Index j = 0; j < chunk; j += kRows) {
+      const Index first = j / kLanes * kLanes;
+      for_column_blocks(chunk - first, [&](Index c, auto vectors) {
+        constexpr int kVectors = decltype(vectors)::value;
+        constexpr int kBlock = kVectors * kRows <= (kRegisters == 32 ? 24 : 8) ? kRows : 4;
+        for (Index r = 0; r < kRows; r += kBlock)
+          product_block<kBlock, kVectors, false>(k + (j + r) * stride, stride, 1, depth,
+                                                 qt + first + c, chunk,
+                                                 scores + (j + r) * chunk + first + c, chunk);
+      });
+    }
+  });
 }
 
 // sums[i] += sum_{j <= i} scores[j, i].
@@ -168,20 +181,26 @@ class Touches<Nothing> {
   void touch() {}
 };
 
-// Rows of factors for a block of outputs: factor of row r and term t is p[r * row + t * term].
+// Rows of factors for a block of outputs: factor of row r and term t is p[r * row + t * term]. Row
+// is NextTo where rows lie side by side, which the compiler then knows.
+using NextTo = std::integral_constant<Index, 1>;
+template <class Row = Index>
 struct Factors {
-  const float* p;
-  Index row, term;
+  const float* p = nullptr;
+  Row row = {};
+  Index term = 0;
 };
+template <class Row>
+Factors(const float*, Row, Index) -> Factors<Row>;
 
 // out_r = scale[r] (decay[r] sum_x a(r, x) state[x, :] + sum_t weights(r, t) values[t, :]) for ROWS
 // rows. Second sum over t in [begin, end) for every row, and with TRIANGLE over t in [end, end + r]
 // as well. `decay` and `scale` may be null (factors of one); rows of `start` [ldo], unless it is
 // null, come on top before the scale.
-template <int ROWS, int VECTORS, bool TRIANGLE, class Requests>
-[[gnu::always_inline]] inline void output_block(Factors a, Index depth,
+template <int ROWS, int VECTORS, bool TRIANGLE, class Requests, class A, class B>
+[[gnu::always_inline]] inline void output_block(Factors<A> a, Index depth,
                                                 const float* __restrict state, Index ldstate,
-                                                const float* decay, Factors weights, Index begin,
+                                                const float* decay, Factors<B> weights, Index begin,
                                                 Index end, const float* __restrict values,
                                                 Index ldv, const float* scale, const float* start,
                                                 float* out, Index ldo, Requests& ahead) {
@@ -190,7 +209,7 @@ template <int ROWS, int VECTORS, bool TRIANGLE, class Requests>
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
     for (int w = 0; w < VECTORS; ++w) sum[r][w] = Vec{};
-  const auto add = [&](const float* factor, Index stride, const float* row_of, int first) {
+  const auto add = [&](const float* factor, auto stride, const float* row_of, int first) {
     Vec row[VECTORS];
 #pragma GCC unroll 4
     for (int w = 0; w < VECTORS; ++w) row[w] = load(row_of + w * kLanes);
@@ -241,26 +260,40 @@ enum class Local { none, up_to, from };
 
 // All rows of a chunk: out [chunk, ldo], columns [0, width); see output_block. With Local::from the
 // weights of earlier tokens inside the first vector must be zero.
-template <Local LOCAL, class Requests = Nothing>
-inline void chunk_outputs(Factors a, Index depth, const float* state, Index width,
-                          const float* decay, Factors weights, const float* values, Index ldv,
+template <Local LOCAL, class Requests = Nothing, class A, class B>
+inline void chunk_outputs(Factors<A> a, Index depth, const float* state, Index width,
+                          const float* decay, Factors<B> weights, const float* values, Index ldv,
                           Index chunk, const float* scale, float* out, Index ldo,
                           Requests ahead = {}, const float* start = nullptr) {
-  for_column_blocks(width, [&](Index c, auto vectors) {
-    constexpr int kVectors = decltype(vectors)::value;
-    constexpr int kRows = chunk_rows(kVectors);
-    for (Index i = 0; i < chunk; i += kRows) {
-      const Factors rows{a.p + i * a.row, a.row, a.term};
-      const Factors local{LOCAL == Local::none ? nullptr : weights.p + i * weights.row, weights.row,
-                          weights.term};
-      output_block<kRows, kVectors, LOCAL == Local::up_to, Requests>(
-          rows, depth, state + c, width, decay == nullptr ? nullptr : decay + i, local,
-          LOCAL == Local::from ? i : 0,
-          LOCAL == Local::none    ? 0
-          : LOCAL == Local::up_to ? i
-                                  : chunk,
-          LOCAL == Local::none ? nullptr : values + c, ldv, scale == nullptr ? nullptr : scale + i,
-          start == nullptr ? nullptr : start + i * ldo + c, out + i * ldo + c, ldo, ahead);
+  const auto known = [&](auto stride, auto row, auto local_row) {
+    using Row = decltype(row);
+    using LocalRow = decltype(local_row);
+    for_column_blocks(width, [&](Index c, auto vectors) {
+      constexpr int kVectors = decltype(vectors)::value;
+      constexpr int kRows = chunk_rows(kVectors);
+      for (Index i = 0; i < chunk; i += kRows) {
+        const Factors<Row> rows{a.p + i * row, row, a.term};
+        const Factors<LocalRow> local{LOCAL == Local::none ? nullptr : weights.p + i * local_row,
+                                      local_row, weights.term};
+        output_block<kRows, kVectors, LOCAL == Local::up_to, Requests>(
+            rows, depth, state + c, stride, decay == nullptr ? nullptr : decay + i, local,
+            LOCAL == Local::from ? i : 0,
+            LOCAL == Local::none    ? 0
+            : LOCAL == Local::up_to ? i
+                                    : chunk,
+            LOCAL == Local::none ? nullptr : values + c, ldv,
+            scale == nullptr ? nullptr : scale + i,
+            start == nullptr ? nullptr : start + i * ldo + c, out + i * ldo + c, ldo, ahead);
+      }
+    });
+  };
+  with_stride<kWidth>(width, [&](auto stride) {
+    if constexpr (std::is_same_v<A, Index>) {
+      with_stride<kWidth, kWidthPlus>(a.row, [&](auto row) {
+        with_stride<kLanes>(weights.row, [&](auto local_row) { known(stride, row, local_row); });
+      });
+    } else {
+      known(stride, a.row, weights.row);
     }
   });
 }
@@ -320,31 +353,34 @@ template <int ROWS, int VECTORS, class Keep>
         for (int w = 0; w < VECTORS; ++w) sum[r][w] += factor * row[w];
       }
     }
-    const auto put = keep(s);
+    const auto put = keep(s, offset);
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-      for (int w = 0; w < VECTORS; ++w) put(offset + r * width + w * kLanes, sum[r][w]);
+      for (int w = 0; w < VECTORS; ++w) put(r * width + w * kLanes, sum[r][w]);
   }
 }
 
 // The increment of a state over a run of chunks, sum_t a[t, :]^T b[t, :]; a [tokens, lda], b
-// [tokens, ldb]. keep(chunk)(offset into the state, sums up to the end of that chunk) takes it,
-// vector by vector. What keep returns holds its pointers by value, or every store would make the
-// compiler read them again.
+// [tokens, ldb]. keep(chunk, offset into the state)(place behind it, sums up to the end of that
+// chunk) takes it, vector by vector. What keep returns holds pointers to the offset by value:
+// places are then constants beside them, and no store makes the compiler read them again.
 template <class Keep>
 inline void chunk_increment(const float* a, Index lda, Index depth, const float* b, Index ldb,
                             Index width, const ChunkRun& run, Ahead ahead, Keep&& keep) {
   ahead.spread(depth * width / (chunk_rows(kProductVectors) * kProductVectors * kLanes) *
                run.tokens());
-  for_column_blocks(width, [&](Index c, auto vectors) {
-    constexpr int kVectors = decltype(vectors)::value;
-    constexpr int kRows = chunk_rows(kVectors);
-    Index x = 0;
-    for (; x + kRows <= depth; x += kRows)
-      outer_block<kRows, kVectors>(a + x, lda, b + c, ldb, run, ahead, x * width + c, width, keep);
-    for (; x < depth; ++x)
-      outer_block<1, kVectors>(a + x, lda, b + c, ldb, run, ahead, x * width + c, width, keep);
+  with_stride<kWidth>(width, [&](auto stride) {
+    for_column_blocks(width, [&](Index c, auto vectors) {
+      constexpr int kVectors = decltype(vectors)::value;
+      constexpr int kRows = chunk_rows(kVectors);
+      Index x = 0;
+      for (; x + kRows <= depth; x += kRows)
+        outer_block<kRows, kVectors>(a + x, lda, b + c, ldb, run, ahead, x * stride + c, stride,
+                                     keep);
+      for (; x < depth; ++x)
+        outer_block<1, kVectors>(a + x, lda, b + c, ldb, run, ahead, x * stride + c, stride, keep);
+    });
   });
 }
 

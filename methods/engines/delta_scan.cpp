@@ -144,8 +144,8 @@ void DeltaScan::solve(const float* state, const Work& w) const {
   const Sizes& s = sizes_;
   transpose(w.k, s.wide_k, s.chunk, s.wide_k, w.turned, s.chunk);
   chunk_scores(w.k, s.wide_k, w.turned, problem_.d_k, s.chunk, w.kk);
-  chunk_outputs<Local::none>({w.k, s.wide_k, 1}, problem_.d_k, state, s.wide_v, nullptr, {},
-                             nullptr, 0, s.chunk, nullptr, w.tile, s.wide_v);
+  chunk_outputs<Local::none>(Factors{w.k, s.wide_k, 1}, problem_.d_k, state, s.wide_v, nullptr,
+                             Factors<>{}, nullptr, 0, s.chunk, nullptr, w.tile, s.wide_v);
   for (Index x = 0; x < s.chunk * s.wide_v; x += kLanes)
     store(w.e + x, engine::load(w.v + x) - engine::load(w.tile + x));
   for (Index t = 0; t < s.chunk; ++t)
@@ -221,16 +221,16 @@ void DeltaScan::forward_head(const Inputs& in, const float* beta, Index bh, int 
     if (first + s.chunk > 0) {
       transpose(w.q, s.wide_k, s.chunk, s.wide_k, w.turned, s.chunk);
       chunk_scores(w.k, s.wide_k, w.turned, p.d_k, s.chunk, w.qk);
-      chunk_outputs<Local::up_to>({w.turned, 1, s.chunk}, p.d_k, w.state, s.wide_v, nullptr,
-                                  {w.qk, 1, s.chunk}, w.u, s.wide_v, s.chunk, nullptr, w.tile,
-                                  s.wide_v);
+      chunk_outputs<Local::up_to>(Factors{w.turned, NextTo{}, s.chunk}, p.d_k, w.state, s.wide_v,
+                                  nullptr, Factors{w.qk, NextTo{}, s.chunk}, w.u, s.wide_v, s.chunk,
+                                  nullptr, w.tile, s.wide_v);
       for (Index t = std::max<Index>(0, -first); t < s.chunk && first + t < p.n; ++t)
         std::copy_n(w.tile + t * s.wide_v, p.d_v, out + (first + t) * p.d_v);
     }
     chunk_increment(w.k, s.wide_k, p.d_k, w.u, s.wide_v, s.wide_v, {s.chunk, s.chunk}, Ahead{},
-                    [state = w.state](Index) {
-                      return [state](Index at, Vec sum) {
-                        store(state + at, engine::load(state + at) + sum);
+                    [state = w.state](Index, Index offset) {
+                      return [to = state + offset](Index at, Vec sum) {
+                        store(to + at, engine::load(to + at) + sum);
                       };
                     });
   }

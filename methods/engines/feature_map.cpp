@@ -19,8 +19,8 @@ struct Identity {
 
 // elu(x) + 1 = x + 1 above zero, exp(x) below (Katharopoulos et al. 2020, equation 7).
 struct Elu1 {
-  Vec value(Vec x) const { return x > 0.0f ? x + 1.0f : exp2_nonpositive(x * kLog2e); }
-  Vec slope(Vec x) const { return x > 0.0f ? broadcast(1.0f) : exp2_nonpositive(x * kLog2e); }
+  Vec value(Vec x) const { return x > 0.0f ? x + 1.0f : exp_nonpositive(x); }
+  Vec slope(Vec x) const { return x > 0.0f ? broadcast(1.0f) : exp_nonpositive(x); }
   Vec slope_of_value(Vec, Vec value) const { return value > 1.0f ? broadcast(1.0f) : value; }
 };
 

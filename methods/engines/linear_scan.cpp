@@ -8,6 +8,7 @@ namespace subquad {
 
 using engine::Factors;
 using engine::Local;
+using engine::NextTo;
 
 namespace {
 
@@ -78,7 +79,7 @@ struct LinearScan::Outputs {
           odd += engine::load(k + (t + 1) * s.wide_f + x);
         }
         if (t < end) even += engine::load(k + t * s.wide_f + x);
-        keep(c)(s.features * s.wide_v + x, even + odd);
+        keep(c, s.features * s.wide_v)(x, even + odd);
       }
     }
   }
@@ -117,7 +118,8 @@ struct LinearScan::Outputs {
     }
     const bool direct = count == s.chunk && p.d_v == s.wide_v;
     float* const rows = direct ? to : w.tile;
-    const Factors queries{w.qt, 1, s.chunk}, weights{w.scores, 1, s.chunk};
+    const Factors queries{w.qt, NextTo{}, s.chunk};
+    const Factors weights{w.scores, NextTo{}, s.chunk};
     const float* const scale = call.normalize ? w.norm : nullptr;
     const auto write = [&](auto ahead) {
       if (local) {

@@ -15,6 +15,7 @@ namespace subquad {
 
 using engine::Factors;
 using engine::Local;
+using engine::NextTo;
 
 // State sum v+ phi(k)^T [plus, wide_f]; chunks of the keys; emits dq.
 struct LinearScan::QueryGradient {
@@ -72,7 +73,8 @@ struct LinearScan::QueryGradient {
     const Index first = c * s.chunk, count = std::min(s.chunk, p.n - first);
     call.gradient(bh, first, count, s.chunk, s.wide_plus, w.g);
     engine::transpose(w.g, s.wide_plus, s.chunk, s.wide_plus, w.gt, s.chunk);
-    const Factors rows{w.gt, 1, s.chunk}, weights{w.dscores, 1, s.chunk};
+    const Factors rows{w.gt, NextTo{}, s.chunk};
+    const Factors weights{w.dscores, NextTo{}, s.chunk};
     const float* const v = w.v + range.inside(c) * s.wide_plus;
     const float* const k = w.k + range.inside(c) * s.wide_f;
     const auto write = [&](auto ahead) {
@@ -182,11 +184,13 @@ struct LinearScan::KeyGradient {
       engine::transpose(w.k, s.wide_f, s.chunk, s.wide_f, w.kt, s.chunk);
       constexpr int kRows = 8;
       Index row = 0;
-      for (; row + kRows <= p.d_v; row += kRows)
-        for (Index j = 0; j < s.chunk; j += kLanes)
-          engine::product_block<kRows, 1, false>(state + row * s.wide_f, s.wide_f, 1, s.features,
-                                                 w.kt + j, s.chunk, w.turned + row * s.chunk + j,
-                                                 s.chunk);
+      engine::with_stride<engine::kWidth>(s.wide_f, [&](auto stride) {
+        for (; row + kRows <= p.d_v; row += kRows)
+          for (Index j = 0; j < s.chunk; j += kLanes)
+            engine::product_block<kRows, 1, false>(state + row * stride, stride, 1, s.features,
+                                                   w.kt + j, s.chunk, w.turned + row * s.chunk + j,
+                                                   s.chunk);
+      });
       engine::product<false>(state + row * s.wide_f, s.wide_f, 1, p.d_v - row, s.features, w.kt,
                              s.chunk, s.chunk, w.turned + row * s.chunk, s.chunk);
       engine::transpose(w.turned, s.chunk, s.wide_v, s.chunk, w.tile, s.wide_v);
@@ -225,7 +229,7 @@ struct LinearScan::KeyGradient {
       }
       pull_back(bh, first, count, w, to_k);
       from_state(decay);
-      engine::chunk_outputs<Local::from>({nullptr, 0, 0}, 0, nullptr, s.wide_v, nullptr, weights, g,
+      engine::chunk_outputs<Local::from>(Factors<>{}, 0, nullptr, s.wide_v, nullptr, weights, g,
                                          s.wide_plus, s.chunk, nullptr, w.tile, s.wide_v,
                                          engine::Nothing{}, w.tile);
     } else {

@@ -65,10 +65,10 @@ class ScanSchedule {
   // Sweep has
   //   load(Index head, Index g, int thread)       operands of group g
   //   increment(Index head, Index g, int thread, const float* factors, auto&& keep)
-  //                                               after load; calls keep(chunk of the
-  //                                               group)(offset, Vec sum since the start of the
-  //                                               group); factors of the chunks, null where all are
-  //                                               one
+  //                                               after load; calls keep(chunk of the group, offset
+  //                                               into the state)(place behind it, Vec sum since
+  //                                               the start of the group); factors of the chunks,
+  //                                               null where all are one
   //   emit(Index head, Index c, const float* state, int thread, Ahead* soon)
   //                                               chunk c, after its group's load
   //   float factor(Index head, Index c)
@@ -173,9 +173,10 @@ class ScanSchedule {
         sweep.load(head, g, thread);
         const auto increment = [&](auto scaled) {
           constexpr bool kScaled = decltype(scaled)::value;
-          sweep.increment(head, g, thread, f.data(), [&](Index s) {
-            float* const total = s + 1 == f.count ? own : nullptr;
-            return [factor = f.all[s], from = state, to = after[s], total](Index at, Vec sum) {
+          sweep.increment(head, g, thread, f.data(), [&](Index s, Index offset) {
+            float* const total = s + 1 == f.count ? own + offset : nullptr;
+            return [factor = f.all[s], from = state + offset, to = after[s] + offset, total](
+                       Index at, Vec sum) {
               store(to + at, advance<kScaled>(factor, from + at, sum));
               if (total != nullptr) store(total + at, advance<kScaled>(factor, total + at, sum));
             };
@@ -220,9 +221,10 @@ class ScanSchedule {
         const GroupFactors f = factors(sweep, head, g);
         float* const keep = kept(thread, (g - first) * group_);
         sweep.load(head, g, worker);
-        sweep.increment(head, g, worker, f.data(), [&](Index c) {
-          float* const sum_of_all = c + 1 == f.count ? own : nullptr;
-          return [factor = f.all[c], to = keep + c * state_floats_, sum_of_all](Index at, Vec sum) {
+        sweep.increment(head, g, worker, f.data(), [&](Index c, Index offset) {
+          float* const sum_of_all = c + 1 == f.count ? own + offset : nullptr;
+          return [factor = f.all[c], to = keep + c * state_floats_ + offset, sum_of_all](Index at,
+                                                                                         Vec sum) {
             store(to + at, sum);
             if (sum_of_all != nullptr)
               store(sum_of_all + at, advance(factor, sum_of_all + at, sum));
@@ -294,9 +296,9 @@ class ScanTotals {
       for (Index c = first; c < std::min(first + segment_, chunks_); ++c) {
         sweep.load(head, c, thread);
         const float factor = sweep.factor(head, c);
-        sweep.increment(head, c, thread, nullptr, [&](Index) {
-          return [own, factor](Index at, Vec increment) {
-            store(own + at, factor * load(own + at) + increment);
+        sweep.increment(head, c, thread, nullptr, [&](Index, Index offset) {
+          return [to = own + offset, factor](Index at, Vec increment) {
+            store(to + at, factor * load(to + at) + increment);
           };
         });
       }

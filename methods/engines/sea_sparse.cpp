@@ -55,6 +55,24 @@ SeaRuns runs_of(const SeaCsr& csr, Index n) {
   return runs;
 }
 
+void SeaSparse::reserve(Index heads, Index n, Index d_k, Index entries, bool csr, bool coo,
+                        bool sorting) {
+  const auto count = [](Index x) { return static_cast<std::size_t>(x); };
+  query_.reserve(count(d_k));
+  tail_.reserve(kLanes);
+  if (!coo) row_.reserve(count(round_up(n, kLanes)));
+  if (csr || coo) values_.reserve(count(entries + kLanes));
+  if (!csr && !coo) expanded_.reserve(count(heads * n));
+  if (coo) {
+    most_.reserve(count(heads * n));
+    sum_.reserve(count(heads * n));
+  }
+  if (sorting) {
+    codes_.reserve(count(entries));
+    more_.reserve(count(entries));
+  }
+}
+
 RowQuery SeaSparse::scaled_query(Index h, Index t) {
   const Index d = q.d();
   query_.resize(static_cast<std::size_t>(d));

@@ -38,6 +38,9 @@ class SeaSparse {
   ConstTensorView q, k, v;  // [1, heads, n, d]
   double scale = 1;
 
+  // Makes the work space, so that no call allocates: entries of one sequence, `sorting`: sort()
+  // too.
+  void reserve(Index heads, Index n, Index d_k, Index entries, bool csr, bool coo, bool sorting);
   // All scores, then row by row softmax and weighted sum.
   void csr(const SeaCsr& rows, TensorView out);
   // Entry by entry, in whatever order; products, softmax, second products one after another.

@@ -91,6 +91,15 @@ inline Vec exp2_nonpositive(Vec x) {
   return x < -126.0f ? Vec{} : value;  // a NaN stays a NaN
 }
 
+// e^x for x <= 0, of the same precision; exactly 0 below -87.3. The multiplication by log2(e) is
+// fused into the rounding, so that it costs nothing.
+inline Vec exp_nonpositive(Vec x) {
+  constexpr float kLog2e = 1.44269504088896340736f;
+  const Vec shifted = x * kLog2e + 12582912.0f;
+  const Vec value = exp2_of(x * kLog2e - (shifted - 12582912.0f), shifted);
+  return x < -87.3f ? Vec{} : value;
+}
+
 // 2^x for |x| < 126; the bits of the functions beside it.
 inline Vec exp2_bounded(Vec x) {
   const Vec shifted = x + 12582912.0f;

@@ -67,6 +67,10 @@ template <class Function>
 inline void map_rows(const float* from, Index rows, Index d, float* to, Index wide,
                      Function&& function) {
   const Index whole = d / kLanes * kLanes;
+  if (whole == wide) {  // one run
+    for (Index i = 0; i < rows * d; i += kLanes) store(to + i, function(load(from + i)));
+    return;
+  }
   for (Index r = 0; r < rows; ++r) {
     const float* const x = from + r * d;
     float* const y = to + r * wide;

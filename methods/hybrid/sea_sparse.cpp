@@ -54,6 +54,15 @@ class SeaSparseStage final : public Method {
       }
       mask.csr = {};
     }
+    const bool sorting = params_.format == "coo_unsorted";
+    const Index most = most_entries(problem);
+    sparse_ = {};
+    sparse_.reserve(problem.heads, problem.n, problem.d_k, most, params_.format == "csr",
+                    sorting || params_.format == "coo", sorting);
+    sorted_ = {};
+    if (!sorting) return;
+    sorted_.rows.reserve(static_cast<std::size_t>(most));
+    sorted_.columns.reserve(static_cast<std::size_t>(most));
   }
 
   // Time O(entries (d_k + d_v)), one thread.
@@ -106,16 +115,15 @@ class SeaSparseStage final : public Method {
   Budget budget(const Problem& p) const override {
     return {.keys_per_query = static_cast<double>(std::min(params_.top_k, p.n))};
   }
-  // What the keys take in this format, the most that drawing them takes, and what a call keeps.
   double extra_bytes(const Problem& p, Pass) const override {
-    const auto items = static_cast<double>(p.batch), rows = items * static_cast<double>(p.n),
+    const auto items = static_cast<double>(p.batch), rows = static_cast<double>(p.n),
                groups = static_cast<double>(p.heads * p.n),
-               keys = static_cast<double>(std::min(params_.top_k, p.n)), one = groups * keys,
-               all = items * one;
-    if (params_.format == "csr") return 4 * all + 8 * rows + 4 * one;
-    if (params_.format == "runs") return 4 * one + 8 * rows + 8 * all / 4 + 8 * groups;
-    if (params_.format == "coo") return 16 * all + 4 * one + 8 * groups;
-    return 16 * all + 52 * one + 8 * groups;
+               one = static_cast<double>(most_entries(p));
+    if (params_.format == "csr") return items * (4 * one + 8 * rows) + 4 * one + 4 * rows;
+    if (params_.format == "runs")
+      return items * (8 * groups * static_cast<double>(kept_cells(p)) + 8 * rows) + 4 * groups;
+    const double coo = items * 16 * one + 4 * one + 8 * groups;
+    return params_.format == "coo" ? coo : coo + 48 * one;
   }
   double flops(const Problem& p, Pass) const override {
     return 2.0 * static_cast<double>(p.batch * p.heads * p.n * std::min(params_.top_k, p.n)) *
@@ -134,11 +142,20 @@ class SeaSparseStage final : public Method {
     SeaRuns runs;
   };
 
+  Index kept_cells(const Problem& p) const {
+    return engine::sea_budget(params_.cells, params_.top_k, params_.cells, p.n);
+  }
+  // Of one sequence: cells are as wide as each other to within one key.
+  Index most_entries(const Problem& p) const {
+    const Index widest = (p.n + params_.cells - 1) / params_.cells;
+    return p.heads * p.n * std::min(p.n, kept_cells(p) * std::min(widest, params_.top_k));
+  }
+
   // Keys of a query in ascending order; bh = b * heads + h.
   template <class Take>
   void each_key(Index bh, Index t, const Take& take) const {
     const Index cells = params_.cells, n = problem_.n;
-    const Index keep = engine::sea_budget(cells, params_.top_k, cells, n);
+    const Index keep = kept_cells(problem_);
     std::vector<std::pair<float, Index>> drawn(static_cast<std::size_t>(cells));
     const SeaCells map{cells, n};
     for (Index c = 0; c < cells; ++c)
@@ -157,8 +174,7 @@ class SeaSparseStage final : public Method {
     SeaCsr csr;
     csr.row_ptr.reserve(static_cast<std::size_t>(problem_.n + 1));
     csr.row_ptr.push_back(0);
-    csr.columns.reserve(static_cast<std::size_t>(problem_.heads * problem_.n *
-                                                 std::min(params_.top_k, problem_.n)));
+    csr.columns.reserve(static_cast<std::size_t>(most_entries(problem_)));
     for (Index t = 0; t < problem_.n; ++t) {
       for (Index h = 0; h < problem_.heads; ++h)
         each_key(b * problem_.heads + h, t, [&](Index j) {
