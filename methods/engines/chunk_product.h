@@ -193,11 +193,14 @@ struct Factors {
 template <class Row>
 Factors(const float*, Row, Index) -> Factors<Row>;
 
+// Which tokens of its own chunk a row adds: none, those up to it, those from it on.
+enum class Local { none, up_to, from };
+
 // out_r = scale[r] (decay[r] sum_x a(r, x) state[x, :] + sum_t weights(r, t) values[t, :]) for ROWS
-// rows. Second sum over t in [begin, end) for every row, and with TRIANGLE over t in [end, end + r]
+// rows. Second sum over t in [begin, end) for every row, and with Local::up_to over [end, end + r]
 // as well. `decay` and `scale` may be null (factors of one); rows of `start` [ldo], unless it is
 // null, come on top before the scale.
-template <int ROWS, int VECTORS, bool TRIANGLE, class Requests, class A, class B>
+template <int ROWS, int VECTORS, Local LOCAL, class Requests, class A, class B>
 [[gnu::always_inline]] inline void output_block(Factors<A> a, Index depth,
                                                 const float* __restrict state, Index ldstate,
                                                 const float* decay, Factors<B> weights, Index begin,
@@ -222,10 +225,10 @@ template <int ROWS, int VECTORS, bool TRIANGLE, class Requests, class A, class B
     }
   };
   Touches<Requests> touches(ahead, depth, state);
-  constexpr Index kRowsAhead = 8;  // of the state, which may lie in L2
+  constexpr Index kRowsAhead = 8;  // of the state: those of a scan may lie in L2
   for (Index x = 0; x < depth; ++x) {
     touches.touch();
-    if constexpr (!std::is_same_v<Requests, Nothing>) {
+    if constexpr (LOCAL != Local::none && !std::is_same_v<Requests, Nothing>) {
 #pragma GCC unroll 4
       for (int w = 0; w < VECTORS; ++w)
         __builtin_prefetch(state + (x + kRowsAhead) * ldstate + w * kLanes);
@@ -240,7 +243,7 @@ template <int ROWS, int VECTORS, bool TRIANGLE, class Requests, class A, class B
   }
   for (Index t = begin; t < end; ++t)
     add(weights.p + t * weights.term, weights.row, values + t * ldv, 0);
-  if constexpr (TRIANGLE) {
+  if constexpr (LOCAL == Local::up_to) {
 #pragma GCC unroll 16
     for (int t = 0; t < ROWS; ++t)
       add(weights.p + (end + t) * weights.term, weights.row, values + (end + t) * ldv, t);
@@ -254,9 +257,6 @@ template <int ROWS, int VECTORS, bool TRIANGLE, class Requests, class A, class B
       store(out + r * ldo + w * kLanes, sum[r][w]);
     }
 }
-
-// Which tokens of its own chunk a row adds: none, those up to it, those from it on.
-enum class Local { none, up_to, from };
 
 // All rows of a chunk: out [chunk, ldo], columns [0, width); see output_block. With Local::from the
 // weights of earlier tokens inside the first vector must be zero.
@@ -275,7 +275,7 @@ inline void chunk_outputs(Factors<A> a, Index depth, const float* state, Index w
         const Factors<Row> rows{a.p + i * row, row, a.term};
         const Factors<LocalRow> local{LOCAL == Local::none ? nullptr : weights.p + i * local_row,
                                       local_row, weights.term};
-        output_block<kRows, kVectors, LOCAL == Local::up_to, Requests>(
+        output_block<kRows, kVectors, LOCAL, Requests>(
             rows, depth, state + c, stride, decay == nullptr ? nullptr : decay + i, local,
             LOCAL == Local::from ? i : 0,
             LOCAL == Local::none    ? 0

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "methods/engines/linear_scan_work.h"
+#include "methods/engines/row_attention.h"
 
 namespace subquad {
 
@@ -92,7 +93,18 @@ struct LinearScan::Outputs {
     ahead->add(out + (bh * p.n + first) * p.d_v, rows * p.d_v);
   }
 
+  // One over the normaliser of `count` rows; zero for a row that sees no key where eps is zero.
+  void invert_norm(Index bh, Index first, Index count, Index rows, float* norm) const {
+    for (Index i = 0; i < rows; i += kLanes) {
+      const Vec sum = engine::load(norm + i);
+      engine::store(norm + i, sum == 0.0f ? Vec{} : 1.0f / sum);
+    }
+    if (inverse_norm != nullptr)
+      std::copy_n(norm, count, inverse_norm + bh * call.problem.n + first);
+  }
+
   void emit(Index bh, Index c, const float* state, int thread, engine::Ahead* soon) {
+    if (!local) return emit_whole(bh, c, state, thread, soon);
     const Sizes& s = scan.sizes_;
     const Problem& p = call.problem;
     const Work w = scan.work(thread);
@@ -102,42 +114,45 @@ struct LinearScan::Outputs {
     engine::transpose(w.q, s.wide_f, s.chunk, s.wide_f, w.qt, s.chunk);
     const Decay d = decay(bh);
     const float* const keys = w.k + range.inside(c) * s.wide_f;
-    if (local) {
-      engine::chunk_scores(keys, s.wide_f, w.qt, s.features, s.chunk, w.scores);
-      if (d) engine::decay_scores(d.up, s.chunk, w.scores);
-    }
+    engine::chunk_scores(keys, s.wide_f, w.qt, s.features, s.chunk, w.scores);
+    if (d) engine::decay_scores(d.up, s.chunk, w.scores);
     if (call.normalize) {
       engine::column_dots(state + s.features * s.wide_v, w.qt, s.features, s.chunk,
                           static_cast<float>(scan.options_.eps), w.norm);
-      if (local) engine::add_score_sums(w.scores, s.chunk, w.norm);
-      for (Index i = 0; i < s.chunk; i += kLanes) {
-        const Vec norm = engine::load(w.norm + i);  // zero: it sees no key, and eps is zero
-        engine::store(w.norm + i, norm == 0.0f ? Vec{} : 1.0f / norm);
-      }
-      if (inverse_norm != nullptr) std::copy_n(w.norm, count, inverse_norm + bh * p.n + first);
+      engine::add_score_sums(w.scores, s.chunk, w.norm);
+      invert_norm(bh, first, count, s.chunk, w.norm);
     }
     const bool direct = count == s.chunk && p.d_v == s.wide_v;
     float* const rows = direct ? to : w.tile;
-    const Factors queries{w.qt, NextTo{}, s.chunk};
-    const Factors weights{w.scores, NextTo{}, s.chunk};
-    const float* const scale = call.normalize ? w.norm : nullptr;
-    const auto write = [&](auto ahead) {
-      if (local) {
-        engine::chunk_outputs<Local::up_to>(
-            queries, s.features, state, s.wide_v, d ? d.up + 1 : nullptr, weights,
-            values(bh, c / range.group, w) + range.inside(c) * s.wide_v, s.wide_v, s.chunk, scale,
-            rows, s.wide_v, ahead);
-      } else {
-        engine::chunk_outputs<Local::none>(queries, s.features, state, s.wide_v, nullptr, weights,
-                                           nullptr, 0, s.chunk, scale, rows, s.wide_v, ahead);
-      }
-    };
-    if (soon != nullptr) {
-      request_queries(bh, first + s.chunk, s.chunk, soon);
-      write(*soon);
-    } else {
-      write(engine::Nothing{});
+    request_queries(bh, first + s.chunk, s.chunk, soon);
+    engine::chunk_outputs<Local::up_to>(
+        Factors{w.qt, NextTo{}, s.chunk}, s.features, state, s.wide_v, d ? d.up + 1 : nullptr,
+        Factors{w.scores, NextTo{}, s.chunk},
+        values(bh, c / range.group, w) + range.inside(c) * s.wide_v, s.wide_v, s.chunk,
+        call.normalize ? w.norm : nullptr, rows, s.wide_v, *soon);
+    if (!direct) store_rows(rows, count, s.wide_v, p.d_v, to);
+  }
+
+  // All keys are in the state: rows of queries meet it as they are, in chunks of sum_chunk.
+  void emit_whole(Index bh, Index c, const float* state, int thread, engine::Ahead* soon) {
+    const Sizes& s = scan.sizes_;
+    const Problem& p = call.problem;
+    const Work w = scan.work(thread);
+    const Index chunk = s.sum_chunk, first = c * chunk, count = std::min(chunk, p.n - first);
+    float* const to = out + (bh * p.n + first) * p.d_v;
+    call.queries(bh, first, count, chunk, s.wide_f, w.q, w.scratch);
+    if (call.normalize) {
+      engine::RowQuery(state + s.features * s.wide_v, s.wide_f, w.qt)
+          .score(engine::ContiguousRows{w.q, s.wide_f}, chunk, w.norm);
+      for (Index i = 0; i < chunk; ++i) w.norm[i] += static_cast<float>(scan.options_.eps);
+      invert_norm(bh, first, count, chunk, w.norm);
     }
+    const bool direct = count == chunk && p.d_v == s.wide_v;
+    float* const rows = direct ? to : w.tile;
+    request_queries(bh, first + chunk, chunk, soon);
+    engine::chunk_outputs<Local::none>(Factors{w.q, s.wide_f, 1}, s.features, state, s.wide_v,
+                                       nullptr, Factors<>{}, nullptr, 0, chunk,
+                                       call.normalize ? w.norm : nullptr, rows, s.wide_v, *soon);
     if (!direct) store_rows(rows, count, s.wide_v, p.d_v, to);
   }
 };
@@ -258,7 +273,7 @@ void LinearScan::forward(const Inputs& in, TensorView out, float* inverse_norm) 
   Outputs sum{*this, call, {s.sum_chunk, 1, 0, shared}, false, out.data(), inverse_norm};
   if (shared > 0) sum_.run(sum);
   if (!problem_.causal) {
-    emit_all(sum, s.chunk, problem_.n, [&](Index bh) { return sum_.rounded(bh); });
+    emit_all(sum, s.sum_chunk, problem_.n, [&](Index bh) { return sum_.rounded(bh); });
     return;
   }
   start(scan_, sum_, shared);

@@ -92,11 +92,12 @@ class LinearScan {
   template <class Scan, class State>
   void emit_all(Scan& scan, Index chunk, Index tokens, State&& state) {
     const Index chunks = (tokens + chunk - 1) / chunk;
-    constexpr Index kTogether = 8;  // chunks of an item: a state is read from L1 after the first
-    const Index blocks = (chunks + kTogether - 1) / kTogether;
+    // Chunks of an item: a state is read from L1 after the first.
+    const Index together = std::max<Index>(1, 128 / chunk);
+    const Index blocks = (chunks + together - 1) / together;
     parallel_for(head_count() * blocks, [&](Index item, int thread) {
-      const Index bh = item / blocks, first = item % blocks * kTogether;
-      for (Index c = first; c < std::min(first + kTogether, chunks); ++c) {
+      const Index bh = item / blocks, first = item % blocks * together;
+      for (Index c = first; c < std::min(first + together, chunks); ++c) {
         engine::Ahead soon;
         scan.emit(bh, c, state(bh), thread, &soon);
       }

@@ -29,8 +29,8 @@ struct LinearScan::Work {
   float* scores;   // [chunk, chunk], transposed
   float* dscores;  // likewise
   float* turned;   // [wide_v, chunk]
-  float* tile;     // [chunk, max(wide_f, wide_v)]
-  float* norm;     // [chunk]
+  float* tile;     // [rows, max(wide_f, wide_v)]
+  float* norm;     // [rows]
   float* scratch;  // of the feature map
 
   // Lays the arrays out from `base`; returns the floats needed.
@@ -53,8 +53,8 @@ struct LinearScan::Work {
     take(work->scores, s.chunk * s.chunk);
     take(work->dscores, gradients ? s.chunk * s.chunk : 0);
     take(work->turned, gradients ? s.wide_v * s.chunk : 0);
-    take(work->tile, s.chunk * std::max(s.wide_f, s.wide_v));
-    take(work->norm, s.chunk);
+    take(work->tile, rows * std::max(s.wide_f, s.wide_v));
+    take(work->norm, rows);
     take(work->scratch, map_scratch);
     return used;
   }
