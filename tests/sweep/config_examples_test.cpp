@@ -24,6 +24,8 @@ const std::map<std::string, std::string> kNeedFiles{
     {"a5_mqar_fit", "results/adore_a5/mqar: no such file"},
     {"a5_char_lm", "results/adore_a5/char_lm: no such file"},
     {"a5_char_lm_fit", "results/adore_a5/char_lm: no such file"},
+    {"cifar", "results/linear_transformers_cifar/model: no such file"},
+    {"mnist", "results/linear_transformers_mnist/model: no such file"},
     {"r6", "r6_recall: no such file"},
     {"r3_trained", "capture: not a directory"},
     {"plugin", "No such file or directory"},

@@ -74,6 +74,22 @@ TEST_CASE("options of whole models belong to the identity of their cells alone",
   CHECK_THROWS_WITH(loaded(model, "mqar", {"measure.feed=teecher"}), Catch::Contains("teacher"));
 }
 
+TEST_CASE("without a cache a row of a whole model keeps nothing and has the same logits",
+          "[sweep][decode_model]") {
+  const SavedModel model("mqar", {{"vocabulary", Index{64}}, {"pairs", Index{2}}}, {}, 24);
+  const Config config =
+      loaded(model, "mqar", {"tasks[0].layer=-1", "tasks[0].cache=[true, false]"});
+  const JobResult kept = run(config, "method=dense,cache=true"),
+                  uncached = run(config, "method=dense,cache=false");
+  REQUIRE(measured(kept));
+  REQUIRE(measured(uncached));
+  CHECK(number(kept, "kv_bytes") > 0);
+  CHECK(number(uncached, "kv_bytes") == 0);
+  CHECK(number(uncached, "rel_error") <= 1e-5);
+  CHECK(number(uncached, "loss") == Approx(number(kept, "loss")));
+  CHECK(number(uncached, "timed_allocs") > 0);
+}
+
 TEST_CASE("a row of a whole model has quality, time and bytes of the whole model",
           "[sweep][decode_model]") {
   const SavedModel model("mqar", {{"vocabulary", Index{64}}, {"pairs", Index{2}}}, {}, 24);

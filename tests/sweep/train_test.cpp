@@ -182,7 +182,8 @@ TEST_CASE("a sweep takes q, k and v from a trained model", "[sweep][train][captu
                     Catch::Contains("trained with pairs=2, got pairs=4"));
   const Config sweep = loaded(config, {"tasks[0].layer=0", "tasks[0].head=[-1, 0]"});
   REQUIRE(sweep.cells.size() == 4);
-  CHECK(to_string(sweep.cells[0].task_settings) == "from=" + folder.path + ";head=-1;layer=0");
+  CHECK(to_string(sweep.cells[0].task_settings) ==
+        "cache=true;from=" + folder.path + ";head=-1;layer=0");
   CHECK(sweep.cells[0].problem.n == 16);
   CHECK(sweep.cells[0].problem.causal);
   for (const Cell& one : sweep.cells) {
