@@ -1,6 +1,7 @@
 """results/papers/PAPER/TABLE/: what is committed of a run, whether it still holds together, and the
 page of all claims in results/README.md."""
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,6 +21,19 @@ BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
 
 def place(expectation, root=None):
     return Path(root or catalog.COMMITTED) / expectation.paper / expectation.name
+
+
+@contextlib.contextmanager
+def copy_of(directory):
+    """A copy to work in; errors name the original."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / directory.name
+        shutil.copytree(directory, copy)
+        try:
+            yield copy
+        except UserError as error:
+            error.args = (str(error).replace(str(copy), str(directory)),)
+            raise
 
 
 def entry_text(evaluation, directory):
@@ -66,9 +80,7 @@ def check(expectation, subquad="", root=None):
         rows = load.read_rows(directory / "results.csv")
         integrity.check_lines(directory / "results.csv")
         faults += columns_fault(directory, list(rows.columns))
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / expectation.name
-            shutil.copytree(directory, copy)
+        with copy_of(directory) as copy:
             if subquad and (directory / "crossover.csv").exists():
                 running.write_crossover(subquad, copy)
                 if (copy / "crossover.csv").read_bytes() != (directory / "crossover.csv").read_bytes():
@@ -149,9 +161,7 @@ def page(read, root=None):
             directory = place(expectation, root)
             there = (directory / "results.csv").exists()
             if there:
-                with tempfile.TemporaryDirectory() as folder:
-                    copy = Path(folder) / expectation.name
-                    shutil.copytree(directory, copy)
+                with copy_of(directory) as copy:
                     touch_crossover(copy)
                     found = judge(expectation, copy)
             else:

@@ -457,6 +457,9 @@ class Committed(WithFiles):
         path = root / "paper" / "table" / "results.csv"
         path.write_text(path.read_text().replace(",0.1,", ",0.2,", 1))
         self.assertIn("checksum", " ".join(committed.check(read, root=root)))
+        with self.assertRaises(UserError) as raised:  # and it is this file, not a copy
+            committed.page([read], root)
+        self.assertIn(str(path), str(raised.exception))
 
     def test_the_page_has_every_claim_once_and_is_replaced_whole(self):
         read, root = self.publish()
