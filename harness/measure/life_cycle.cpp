@@ -26,6 +26,7 @@
 #include "harness/measure/pass_run.h"
 #include "harness/measure/processors.h"
 #include "harness/measure/reference_file.h"
+#include "harness/measure/stage_clock.h"
 #include "harness/measure/statistics.h"
 #include "harness/measure/timing.h"
 
@@ -300,9 +301,23 @@ class LifeCycle {
 
   void put_metrics() {
     std::string all;
-    for (const Metric& metric : method_->metrics())
+    std::vector<Metric> metrics = method_->metrics();
+    for (Metric& share : stage_shares()) metrics.push_back(std::move(share));
+    for (const Metric& metric : metrics)
       all += fmt::format("{}{}={}", all.empty() ? "" : ";", metric.name, column_text(metric.value));
     if (!all.empty()) report_.put("method_metrics", all);
+  }
+
+  // By one more call, which is not timed: of a method that marks its stages.
+  std::vector<Metric> stage_shares() {
+    auto* const staged = dynamic_cast<HasStages*>(method_.get());
+    if (staged == nullptr || cell_.pass != Pass::forward) return {};
+    const std::vector<std::string> names = staged->stages();
+    StageClock clock(cell_.threads, names.size());
+    staged->set_probe(&clock);
+    run_->call(0);
+    staged->set_probe(nullptr);
+    return clock.shares(names);
   }
 
   void probe() {

@@ -1,7 +1,6 @@
 #include "methods/engines/sea_attention.h"
 
 #include <bit>
-#include <chrono>
 #include <cmath>
 
 #include "harness/core/parallel.h"
@@ -15,34 +14,8 @@ using Source = SeaOptions::Source;
 using Group = SeaOptions::Group;
 using Position = SeaOptions::Position;
 
-namespace {
-
-// Adds the time since the last lap to a stage; nothing without somewhere to add it.
-class StageClock {
- public:
-  using Clock = std::chrono::steady_clock;
-  explicit StageClock(SeaStages* to) : to_(to) {
-    if (to != nullptr) last_ = Clock::now();
-  }
-  void lap(SeaStages::Stage stage) {
-    if (to_ == nullptr) return;
-    const Clock::time_point now = Clock::now();
-    to_->seconds[stage] += std::chrono::duration<double>(now - last_).count();
-    last_ = now;
-  }
-
- private:
-  SeaStages* to_;
-  Clock::time_point last_;
-};
-
-}  // namespace
-
-SeaStages SeaAttention::stages() const {
-  SeaStages sum;
-  for (const SeaStages& one : stages_)
-    for (int s = 0; s < SeaStages::count; ++s) sum.seconds[s] += one.seconds[s];
-  return sum;
+std::vector<std::string> sea_stage_names() {
+  return {"kernel", "estimator", "top_k", "stretch", "sparse", "rest"};
 }
 
 // ---- 1. kernel attention ----
@@ -210,7 +183,7 @@ Index SeaAttention::collect(Index t, const std::uint32_t* bits, std::int32_t* ke
 void SeaAttention::attend_block(const Inputs& in, Index b, Index block, int thread, TensorView out,
                                 SeaSaved* saved, const Show* show) {
   SeaWork w = work(thread);
-  StageClock clock(options_.stage_times ? &stages_[static_cast<std::size_t>(thread)] : nullptr);
+  start(thread);
   const Index heads = problem_.heads, n = problem_.n, d_k = problem_.d_k, d_v = problem_.d_v,
               cells = options_.cells, first = block * block_, last = std::min(first + block_, n),
               first_row = first / options_.skip,
@@ -222,7 +195,7 @@ void SeaAttention::attend_block(const Inputs& in, Index b, Index block, int thre
     estimator_.rows(kernel.head_data(b, 0), in.v.head_data(b, 0), first_row, last_row, w.estimator,
                     w.scores, w.gates);
   }
-  clock.lap(SeaStages::estimator);
+  lap(thread, SeaStage::estimator);
   float* const pool = pools ? block_pool_.data() + (b * blocks() + block) * heads * wide_ : nullptr;
   if (pools && attending_) std::fill_n(pool, heads * wide_, 0.0f);
   if (problem_.causal)
@@ -238,7 +211,7 @@ void SeaAttention::attend_block(const Inputs& in, Index b, Index block, int thre
       std::copy_n(w.p, heads * wide_, all_.data() + t * heads * wide_);
       if (gated)
         std::copy_n(w.gates + row * heads * 2, heads * 2, gates_.data() + (b * n + t) * heads * 2);
-      clock.lap(SeaStages::top_k);
+      lap(thread, SeaStage::top_k);
       continue;
     }
     const float* p = w.p;
@@ -254,7 +227,7 @@ void SeaAttention::attend_block(const Inputs& in, Index b, Index block, int thre
     if (options_.group == Group::row)
       limit = select_largest(p, heads * wide_, heads * cells,
                              sea_budget(heads * cells, options_.top_k, cells, map_length(t)));
-    clock.lap(SeaStages::top_k);
+    lap(thread, SeaStage::top_k);
     for (Index h = 0; h < heads; ++h) {
       const Index bh = b * heads + h, place = (b * n + t) * heads + h;
       if (options_.group == Group::query)
@@ -263,10 +236,10 @@ void SeaAttention::attend_block(const Inputs& in, Index b, Index block, int thre
       if (whole) limit = {limits_[h], ties_[h * n + t]};
       std::uint32_t* const bits = saved != nullptr ? saved->kept.data() + place * words() : w.bits;
       keep_bits(p + h * wide_, cells, wide_, &limit, bits);
-      clock.lap(SeaStages::top_k);
+      lap(thread, SeaStage::top_k);
       const Index count = collect(t, bits, w.keys);
       kept += count;
-      clock.lap(SeaStages::stretch);
+      lap(thread, SeaStage::stretch);
       const float* const gate = whole ? gates_.data() + 2 * place : w.gates + (row * heads + h) * 2;
       const float s_prob = gated ? gate[0] : 1.0f, s_mix = gated ? gate[1] : 1.0f;
       gates_[2 * place] = s_prob;
@@ -283,7 +256,7 @@ void SeaAttention::attend_block(const Inputs& in, Index b, Index block, int thre
       const float weight = count > 0 ? s_mix * s_prob / part.sum : 0.0f;
       float* const to = out.head(bh).data() + t * d_v;
       for (Index c = 0; c < d_v; ++c) to[c] = weight * w.out[c];
-      clock.lap(SeaStages::sparse);
+      lap(thread, SeaStage::sparse);
       if (problem_.causal) {
         double* const sum = w.sum + h * d_v;
         const float* const v = in.v.head(bh).data() + t * d_v;
@@ -297,7 +270,7 @@ void SeaAttention::attend_block(const Inputs& in, Index b, Index block, int thre
         for (Index r = 0; r < count; ++r) w.row[r] /= part.sum;
         (*show->sink)(h, t, w.keys, count, w.row, s_prob, s_mix);
       }
-      clock.lap(SeaStages::rest);
+      lap(thread, SeaStage::rest);
     }
   }
   block_kept_[b * blocks() + block] = kept;
@@ -356,18 +329,17 @@ void SeaAttention::finish_pool(const Inputs& in, TensorView out, SeaSaved* saved
 
 void SeaAttention::run(const Inputs& in, TensorView out, SeaSaved* saved, const Show* show) {
   grow();
-  if (options_.stage_times) stages_.assign(static_cast<std::size_t>(thread_count()), SeaStages());
-  StageClock clock(options_.stage_times ? stages_.data() : nullptr);
+  start(0);
   if (has_estimator() && saved != nullptr) {
     kernel(in, saved->kernel, saved->inverse_norm.data());
   } else if (has_kernel()) {
     kernel(in, kernel_, nullptr);
   }
-  clock.lap(SeaStages::kernel);
+  lap(0, SeaStage::kernel);
   if (has_estimator()) estimator_.pack(*weights_);
-  clock.lap(SeaStages::estimator);
+  lap(0, SeaStage::estimator);
   if (problem_.causal) prefix_values(in);
-  clock.lap(SeaStages::rest);
+  lap(0, SeaStage::rest);
   attending_ = true;
   if (whole_matrix(options_)) {
     for (Index b = 0; b < problem_.batch; ++b) {
@@ -386,9 +358,9 @@ void SeaAttention::run(const Inputs& in, TensorView out, SeaSaved* saved, const 
       attend_block(in, item / blocks(), item % blocks(), thread, out, saved, show);
     });
   }
-  StageClock after(options_.stage_times ? stages_.data() : nullptr);
+  start(0);
   if (uses_pool(problem_, options_)) finish_pool(in, out, saved);
-  after.lap(SeaStages::rest);
+  lap(0, SeaStage::rest);
   Index kept = 0;
   for (Index i = 0; i < block_kept_.size(); ++i) kept += block_kept_[i];
   kept_keys_ = static_cast<double>(kept) / static_cast<double>(heads_ * problem_.n);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "harness/autodiff/tape.h"
+#include "harness/core/stage_probe.h"
 #include "methods/engines/linear_scan.h"
 #include "methods/engines/sea_estimator.h"
 #include "methods/engines/sea_select.h"
@@ -41,14 +42,11 @@ struct SeaOptions {
   bool gates = true;  // off: s_prob = s_mix = 1
   Index skip = 1;
   Index max_n = 0;  // longest sequence; 0: n
-  bool stage_times = false;
 };
 
-// Where the time of a call goes, in seconds summed over the threads.
-struct SeaStages {
-  enum Stage { kernel, estimator, top_k, stretch, sparse, rest, count };
-  double seconds[count] = {};
-};
+// What a call consists of; sea_stage_names() in this order.
+enum class SeaStage { kernel, estimator, top_k, stretch, sparse, rest };
+std::vector<std::string> sea_stage_names();
 
 // What a call leaves for backward.
 struct SeaSaved final : Saved {
@@ -85,8 +83,8 @@ class SeaAttention {
   static SeaShape shape_of(const Problem& p, const SeaOptions& o);
   static double bytes(const Problem& p, const SeaOptions& o, bool gradients);
   static double flops(const Problem& p, const SeaOptions& o, Pass pass);
-  double kept_keys() const { return kept_keys_; }  // per query and head, last call
-  SeaStages stages() const;                        // of the last call, with stage_times
+  double kept_keys() const { return kept_keys_; }        // per query and head, last call
+  void set_probe(StageProbe* probe) { probe_ = probe; }  // forward marks its stages for it
 
   // ---- for fitting ----
   bool has_estimator() const { return options_.source == SeaOptions::Source::learned; }
@@ -110,6 +108,12 @@ class SeaAttention {
     Index b, first, last;
     const RowSink* sink;
   };
+  void start(int thread) const {
+    if (probe_ != nullptr) probe_->start(thread);
+  }
+  void lap(int thread, SeaStage stage) const {
+    if (probe_ != nullptr) probe_->lap(thread, static_cast<int>(stage));
+  }
   void grow();
   SeaWork work(int thread);
   Index visible(Index t) const { return problem_.causal ? t + 1 : problem_.n; }
@@ -157,7 +161,7 @@ class SeaAttention {
   AlignedArray<std::int32_t> ints_;           // [threads, n]
   bool attending_ = true;                     // groups head, batch: the second time over the rows
   double kept_keys_ = 0;
-  std::vector<SeaStages> stages_;  // [threads]
+  StageProbe* probe_ = nullptr;
 
   // Backward.
   Index groups_ = 1;                           // of rows, each with sums of its own

@@ -31,13 +31,12 @@ struct Params {
   bool avg_normalize = false;
   Index query_skip = 1;
   bool repo_quirks = false;
-  bool stage_times = false;
   std::string fit_stages = "estimator_then_gates";
   double fit_kl = 0.1;
   double fit_mse = 1;
 };
 
-class Sea final : public Method, public LearnsMatrix {
+class Sea final : public Method, public LearnsMatrix, public HasStages {
  public:
   explicit Sea(const Params& params) : params_(params) {}
 
@@ -166,17 +165,9 @@ class Sea final : public Method, public LearnsMatrix {
   double flops(const Problem& p, Pass pass) const override {
     return SeaAttention::flops(p, options(p), pass);
   }
-  std::vector<Metric> metrics() const override {
-    std::vector<Metric> all{{"kept_keys", attention_.kept_keys()}};
-    if (!params_.stage_times) return all;
-    const SeaStages stages = attention_.stages();
-    double sum = 0;
-    for (const double seconds : stages.seconds) sum += seconds;
-    const char* const names[] = {"kernel", "estimator", "top_k", "stretch", "sparse", "rest"};
-    for (int s = 0; s < SeaStages::count; ++s)
-      all.push_back({fmt::format("share_{}", names[s]), sum > 0 ? stages.seconds[s] / sum : 0});
-    return all;
-  }
+  std::vector<Metric> metrics() const override { return {{"kept_keys", attention_.kept_keys()}}; }
+  std::vector<std::string> stages() const override { return sea_stage_names(); }
+  void set_probe(StageProbe* probe) override { attention_.set_probe(probe); }
 
  private:
   SeaOptions options(const Problem& p) const {
@@ -213,7 +204,6 @@ class Sea final : public Method, public LearnsMatrix {
     o.gates = params_.gates == "learned";
     o.skip = params_.query_skip;
     o.max_n = params_.n_max;
-    o.stage_times = params_.stage_times;
     return o;
   }
 
@@ -277,8 +267,6 @@ const RegisterMethod<Sea, Params> kRegistration{
      param("query_skip", &Params::query_skip, {1, 16},
            "estimate every so many queries: 1, 2, 4, 8 or 16"),
      param("repo_quirks", &Params::repo_quirks, "details of the authors' code, see the notes"),
-     param("stage_times", &Params::stage_times,
-           "metrics share_*: shares of the last call's time; costs a few clock readings a row"),
      choice("fit_stages", &Params::fit_stages,
             {"estimator_then_gates", "estimator", "gates", "joint"},
             "what a fit trains: the scores, the gates, one after the other, or at once"),

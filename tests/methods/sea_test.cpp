@@ -2,6 +2,7 @@
 // double.
 #include <catch2/catch.hpp>
 
+#include "harness/measure/processors.h"
 #include "methods/engines/sea_attention.h"
 #include "methods/engines/sea_graph.h"
 #include "methods/engines/sea_sparse.h"
@@ -429,34 +430,55 @@ TEST_CASE("sea: flat CSR, coordinates and runs give what the method gives", "[se
       got.fill(std::numeric_limits<float>::quiet_NaN());
       sparse.coo(coo_of(csr), got);
       CHECK(relative_error(got, exact) <= 2e-6);
+      // Entries in any order come back by query, then by column.
+      const SeaCoo ordered = coo_of(csr);
+      SeaCoo mixed = ordered, sorted;
+      std::reverse(mixed.rows.begin(), mixed.rows.end());
+      std::reverse(mixed.columns.begin(), mixed.columns.end());
+      sparse.sort(mixed, &sorted);
+      CHECK(sorted.rows == ordered.rows);
+      CHECK(sorted.columns == ordered.columns);
     }
 }
 
-TEST_CASE("sea: shares of stages add up to one and change nothing", "[sea]") {
-  for (const bool causal : {false, true})
-    for (const char* group : {"causal_per_batch", "per_head"}) {
-      const Problem p = sea_problem(70, causal, 2);
-      Settings settings{{"top_k", Index{9}}, {"cells", Index{16}}, {"group", std::string(group)}};
-      if (causal && std::string(group) == "per_head") continue;
-      const QKV in = random_inputs(p, 21);
-      const Tensor plain = run_method("sea", settings, p, in).out;
-      settings.insert({"stage_times", true});
-      const auto method = make_method("sea", resolved("sea", settings));
-      method->prepare(p, {.seed = 0});
-      Tensor out(plain.shape());
-      method->forward(in.inputs(), out, nullptr);
-      CHECK(std::equal(out.data(), out.data() + out.size(), plain.data()));
-      double sum = 0;
-      int shares = 0;
-      for (const Metric& metric : method->metrics())
-        if (metric.name.starts_with("share_")) {
-          CHECK(metric.value > 0);
-          sum += metric.value;
-          ++shares;
-        }
-      CHECK(shares == 6);
-      CHECK(sum == Approx(1));
+TEST_CASE("sea: every stage is marked, and marks change nothing", "[sea]") {
+  struct Marks final : StageProbe {
+    std::vector<std::vector<Index>> laps =
+        std::vector<std::vector<Index>>(2, std::vector<Index>(6, 0));
+    void start(int) override {}
+    void lap(int thread, int stage) override {
+      ++laps[static_cast<std::size_t>(thread)][static_cast<std::size_t>(stage)];
     }
+    Index of(std::size_t stage) const { return laps[0][stage] + laps[1][stage]; }
+  };
+  const int before = thread_count();
+  set_threads(2);
+  for (const bool causal : {false, true}) {
+    const Problem p = sea_problem(300, causal, 2);
+    const QKV in = random_inputs(p, 21);
+    const auto method =
+        make_method("sea", resolved("sea", {{"top_k", Index{9}}, {"cells", Index{16}}}));
+    method->prepare(p, {.seed = 0});
+    Tensor plain(1, 2, p.n, p.d_v), out(plain.shape());
+    method->forward(in.inputs(), plain, nullptr);
+    auto* const staged = dynamic_cast<HasStages*>(method.get());
+    REQUIRE(staged != nullptr);
+    REQUIRE(staged->stages().size() == 6);
+    Marks marks;
+    staged->set_probe(&marks);
+    method->forward(in.inputs(), out, nullptr);
+    staged->set_probe(nullptr);
+    CHECK(std::equal(out.data(), out.data() + out.size(), plain.data()));
+    for (std::size_t stage = 0; stage < 6; ++stage) {
+      INFO(staged->stages()[stage]);
+      CHECK(marks.of(stage) > 0);
+    }
+    CHECK(marks.of(4) == 2 * p.n);  // sparse attention: once for each head and query
+    const auto seen = marks.laps;
+    method->forward(in.inputs(), out, nullptr);
+    CHECK(marks.laps == seen);
+  }
+  set_threads(before);
 }
 
 TEST_CASE("sea: heads permuted with their channels permute the output", "[sea]") {
