@@ -4,7 +4,14 @@
 //
 // A sequence is an image of n = W x W gray pixels, W of 16, 32, 64, 128 and 256, row by row; a
 // token is its brightness 0 .. 255. Contour length 14 is the "hard" task of Long Range Arena, 9 and
-// 6 the easier ones. W = 128 is Path-X.
+// 6 the easier ones. W = 128 is Path-X. With `patch`, a position is a square of pixels instead, by
+// row inside as outside, n = (W / patch)^2, and the model puts the embeddings of its pixels side by
+// side, as vision models do.
+//
+// With a curriculum (ours), the first training images are easier: a quarter of them have two
+// paddles to a contour and no distractors, and from there to its end an image has up to so much of
+// both. Without it small models stay at chance: what tells the classes apart, how two discs lie to
+// each other, is nothing that a single pixel hints at, and distractors hide it.
 //
 // With a path: an IDX file of images (with the labels in another), or the archive's folder:
 // <path>/imgs/<batch>/<name>.png and <path>/metadata/<batch>.npy, which is text, one line an image:
@@ -20,10 +27,11 @@ namespace subquad {
 namespace {
 
 struct Params {
-  Index contour = 0;
+  Index contour = 0, patch = 1, curriculum = 0;
   std::string path, labels;
 };
 
+constexpr double kEasiest = 0.25;  // of a curriculum: the share of its start
 constexpr const char* kHint = "without path: images are generated";
 
 // The images that the metadata of a folder name, in the order of its sorted files.
@@ -86,23 +94,42 @@ class Pathfinder final : public SequenceTask {
     images_ = read_idx("pathfinder", params.path, params.labels, 2, kHint);
   }
 
-  LabelSpec labels(Index) const override { return {LabelKind::per_sequence, 256, 2, 1}; }
+  LabelSpec labels(Index) const override {
+    return {.kind = LabelKind::per_sequence,
+            .vocabulary = 256,
+            .classes = 2,
+            .tokens_per_position = pixels_each()};
+  }
 
   TokenBatch tokens(Split split, Index first, Index batch, Index n, Seed seed) const override {
+    const auto images = [&](auto&& make) {
+      TokenBatch out = make_batch(first, batch, n, 1, make);
+      out.tokens_per_position = pixels_each();
+      return out;
+    };
+    const Index size = n * pixels_each();
     if (images_.count > 0) {
-      if (n != images_.size()) refuse("images have {} pixels, got n={}", images_.size(), n);
-      return make_batch(first, batch, n, 1, [&](Index e) {
+      if (size != images_.size() || images_.width % params_.patch != 0 ||
+          images_.height % params_.patch != 0)
+        refuse("images of {} x {} pixels do not make n={} squares of {}", images_.height,
+               images_.width, n, params_.patch);
+      return images([&](Index e) {
         const Index row = row_of(split_rows(images_.count, split), split, e, seed);
-        return Example{pixels(row), {images_.labels[static_cast<std::size_t>(row)]}, {}};
+        return Example{in_patches(pixels(row), images_.width),
+                       {images_.labels[static_cast<std::size_t>(row)]},
+                       {}};
       });
     }
-    const pathfinder::Generator* generator = generator_for(n);
-    if (!generator) refuse("n={}, expected 256, 1024, 4096, 16384 or 65536", n);
-    return make_batch(first, batch, n, 1, [&](Index e) {
+    const pathfinder::Generator* generator = generator_for(size);
+    if (!generator)
+      refuse("n={} positions of {} make {} pixels, expected 256, 1024, 4096, 16384 or 65536", n,
+             pixels_each(), size);
+    return images([&](Index e) {
       const Seed at = example_seed(seed, owner_, split, e);
       const std::int32_t label = label_of(at);
-      const Bytes image = generator->draw(at, label);
-      return Example{{image.begin(), image.end()}, {label}, {}};
+      const Bytes image = generator->draw(at, label, nullptr, share_of(split, e, at));
+      return Example{
+          in_patches({image.begin(), image.end()}, generator->settings().window), {label}, {}};
     });
   }
 
@@ -121,6 +148,27 @@ class Pathfinder final : public SequenceTask {
  private:
   static std::int32_t label_of(Seed example) {
     return static_cast<std::int32_t>(Random(example, "label").below(2));
+  }
+  // How much of the paddles and distractors example e has at most: see Generator::draw.
+  double share_of(Split split, Index e, Seed at) const {
+    if (split != Split::train || e >= params_.curriculum) return 1;
+    const double done = static_cast<double>(e) / static_cast<double>(params_.curriculum);
+    return Random(at, "share").uniform() * std::max(0.0, (done - kEasiest) / (1 - kEasiest));
+  }
+
+  Index pixels_each() const { return params_.patch * params_.patch; }
+  // Pixels by row -> squares by row.
+  Tokens in_patches(Tokens by_row, Index width) const {
+    const Index p = params_.patch;
+    if (p == 1) return by_row;
+    Tokens out;
+    out.reserve(by_row.size());
+    for (Index y = 0; y < static_cast<Index>(by_row.size()) / width; y += p)
+      for (Index x = 0; x < width; x += p)
+        for (Index row = y; row < y + p; ++row)
+          out.insert(out.end(), by_row.begin() + row * width + x,
+                     by_row.begin() + row * width + x + p);
+    return out;
   }
   Tokens pixels(Index row) const {
     return {images_.image(row), images_.image(row) + images_.size()};
@@ -170,6 +218,11 @@ const RegisterTask<Pathfinder, Params> kRegistration{
                "Q, K, V: images of the largest size up to 128 x 128 that fits, laid end to end"}},
     {param("contour", &Params::contour, {0, 64},
            "paddles of a contour: 14 is hard, 9 and 6 are easier; 0 = 14 (4 at n = 256)"),
+     param(
+         "patch", &Params::patch, {1, 16},
+         "side of the square of pixels that makes a position of a labelled example: 1, 2, 4, ..."),
+     param("curriculum", &Params::curriculum, {0, 1 << 30},
+           "training images up to which contours and distractors grow from two paddles and none"),
      param("path", &Params::path,
            "IDX file of images (.gz too), or the folder of the archive; empty = generate"),
      param("labels", &Params::labels, "IDX file of the labels")}};

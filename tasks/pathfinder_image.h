@@ -41,8 +41,9 @@ class Generator {
   const Settings& settings() const { return s_; }
 
   // An image [window, window] with the discs of `label`: a function of the seed, in which the label
-  // moves one disc and nothing else.
-  Bytes draw(Seed seed, std::int32_t label, Trace* trace = nullptr) const {
+  // moves one disc and nothing else. `share` below one makes it easier: that share of the paddles
+  // beyond two of a contour, and of the distractors.
+  Bytes draw(Seed seed, std::int32_t label, Trace* trace = nullptr, double share = 1) const {
     Trace unused;
     Trace& t = trace ? *trace : unused;
     t = Trace{};
@@ -52,13 +53,15 @@ class Generator {
     std::vector<float> image(static_cast<std::size_t>(w * w), 0.0f), occupied = border();
     Snake pair[2];
     std::vector<float> taken;
+    const Index contour =
+        std::min<Index>(2, s_.contour) + part_of(std::max<Index>(0, s_.contour - 2), share);
     do {
       if (++t.pair_attempts > kMostAttempts)
         throw Unsupported(fmt::format(
-            "pathfinder: no room for two contours of {} paddles in {} x {}", s_.contour, w, w));
+            "pathfinder: no room for two contours of {} paddles in {} x {}", contour, w, w));
       taken = occupied;
       t.largest_overlap = 0;
-    } while (!grow_pair(table, random, pair, &taken, &t));
+    } while (!grow_pair(table, random, contour, pair, &taken, &t));
     occupied = std::move(taken);
     put_mask(table, pair[1].last, &occupied);  // the first contour's last paddle is left out
     for (int i = 0; i < 2; ++i) {
@@ -69,7 +72,7 @@ class Generator {
         put_line(table, placed, s_.target_contrast, &image);
       }
     }
-    for (Index i = 0; i < s_.distractors; ++i)
+    for (Index i = 0; i < part_of(s_.distractors, share); ++i)
       for (int attempt = 0; attempt < 5; ++attempt) {
         Snake snake;
         taken = occupied;
@@ -111,6 +114,10 @@ class Generator {
     std::vector<Placed> paddles;
   };
 
+  // `share` of a count, rounded.
+  static Index part_of(Index count, double share) {
+    return static_cast<Index>(std::floor(static_cast<double>(count) * share + 0.5));
+  }
   bool inside(const Point& p) const {
     return p.y >= 0 && p.x >= 0 && p.y < s_.window && p.x < s_.window;
   }
@@ -255,8 +262,8 @@ class Generator {
     return false;
   }
 
-  bool grow_pair(const Table& table, Random& random, Snake* pair, std::vector<float>* map,
-                 Trace* trace) const {
+  bool grow_pair(const Table& table, Random& random, Index contour, Snake* pair,
+                 std::vector<float>* map, Trace* trace) const {
     if (!seed(table, random, 2 * s_.seed_distance, *map, &pair[0])) return false;
     const Direction& to = table.directions[random.below(360)];
     const auto distance = static_cast<double>(s_.seed_distance);
@@ -269,7 +276,7 @@ class Generator {
     for (int attempt = 0; attempt < 3 && !started; ++attempt)
       started = start(table, static_cast<Index>(random.below(360)), second, &pair[1]);
     if (!started) return false;
-    for (Index i = 1; i < s_.contour; ++i)
+    for (Index i = 1; i < contour; ++i)
       for (int which = 0; which < 2; ++which)
         if (!extend(table, random, &pair[which], map, trace)) return false;
     return true;

@@ -1,4 +1,6 @@
 // ADORE and SubGen: what their papers and the method's own description promise.
+#include "tests/reference/adore.h"
+
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cstdio>
@@ -10,6 +12,8 @@
 #include "methods/engines/adore_gradient.h"
 #include "methods/engines/token_scorers.h"
 #include "tests/methods/method_fixture.h"
+#include "tests/reference/cache_policy.h"
+#include "tests/reference/softmax_attention.h"
 
 using namespace subquad;
 using namespace subquad::testing;

@@ -1,4 +1,6 @@
 // The delta rule: its chunked form against the recurrence, rates of their own, and what it stores.
+#include "tests/reference/deltanet.h"
+
 #include <catch2/catch.hpp>
 
 #include "methods/engines/delta_scan.h"

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "tests/methods/method_fixture.h"
+#include "tests/reference/softmax_attention.h"
 
 using namespace subquad;
 using namespace subquad::testing;

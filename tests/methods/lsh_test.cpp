@@ -10,6 +10,7 @@
 #include "methods/engines/query_clusters.h"
 #include "methods/engines/tiled_attention.h"
 #include "tests/methods/method_fixture.h"
+#include "tests/reference/softmax_attention.h"
 
 using namespace subquad;
 using namespace subquad::testing;

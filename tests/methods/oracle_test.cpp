@@ -8,6 +8,7 @@
 #include "harness/measure/bound_check.h"
 #include "harness/measure/error_metrics.h"
 #include "tests/methods/method_fixture.h"
+#include "tests/reference/oracles.h"
 
 using namespace subquad;
 using namespace subquad::testing;

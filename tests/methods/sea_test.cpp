@@ -1,5 +1,7 @@
 // SEA: the cell map, the choice of cells, what the paper's equations imply, and gradients in
 // double.
+#include "tests/reference/sea.h"
+
 #include <catch2/catch.hpp>
 
 #include "harness/measure/processors.h"

@@ -5,6 +5,7 @@
 
 #include "methods/engines/tiled_attention.h"
 #include "tests/methods/method_fixture.h"
+#include "tests/reference/softmax_attention.h"
 
 using namespace subquad;
 using namespace subquad::testing;

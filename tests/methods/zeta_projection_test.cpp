@@ -6,6 +6,7 @@
 
 #include "harness/measure/conformance.h"
 #include "tests/methods/method_fixture.h"
+#include "tests/reference/zeta.h"
 
 using namespace subquad;
 using namespace subquad::testing;

@@ -1,4 +1,6 @@
 // ZETA: the choice of keys under the chunk rule, and what must hold whatever the data.
+#include "tests/reference/zeta.h"
+
 #include <fmt/core.h>
 
 #include <catch2/catch.hpp>

@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 #include <fstream>
 #include <map>
+#include <numeric>
 #include <sstream>
 
 #include "tasks/pathfinder_image.h"
@@ -187,7 +188,11 @@ TEST_CASE("pathfinder's label moves one disc and nothing else", "[pathfinder]") 
 
 TEST_CASE("pathfinder takes squares of known sides and contours that fit", "[pathfinder]") {
   CHECK(refused("pathfinder", {}, 64) ==
-        "pathfinder: n=64, expected 256, 1024, 4096, 16384 or 65536");
+        "pathfinder: n=64 positions of 1 make 64 pixels, expected 256, 1024, 4096, 16384 or 65536");
+  CHECK(refused("pathfinder", {{"patch", Index{2}}}, 64).empty());
+  CHECK(
+      refused("pathfinder", {{"patch", Index{3}}}, 64) ==
+      "pathfinder: n=64 positions of 9 make 576 pixels, expected 256, 1024, 4096, 16384 or 65536");
   CHECK(refused("pathfinder", {{"contour", Index{64}}}, 256) ==
         "pathfinder: no room for two contours of 64 paddles in 16 x 16");
   CHECK(refused("pathfinder", {{"contour", Index{6}}}, 4096).empty());
@@ -230,7 +235,69 @@ TEST_CASE("pathfinder reads IDX pairs and the archive's folder", "[pathfinder]")
   CHECK(packed->tokens(Split::train, 0, 16, 1024, 1).tokens ==
         plain->tokens(Split::train, 0, 16, 1024, 1).tokens);
   CHECK_THROWS_WITH(plain->tokens(Split::train, 0, 1, 256, 1),
-                    "pathfinder: images have 1024 pixels, got n=256");
+                    "pathfinder: images of 32 x 32 pixels do not make n=256 squares of 1");
+  const auto squares = make_task("pathfinder", {{"path", kFixtures + "len6-images-idx3-ubyte"},
+                                                {"labels", kFixtures + "len6-labels-idx1-ubyte"},
+                                                {"patch", Index{8}}});
+  CHECK(squares->tokens(Split::train, 0, 1, 16, 1).tokens[64 + 8] ==
+        plain->tokens(Split::train, 0, 1, 1024, 1).tokens[32 + 8]);
+}
+
+TEST_CASE("a patch of pathfinder is a square of the image", "[pathfinder]") {
+  const auto pixels = make_task("pathfinder", {{"contour", Index{6}}});
+  const auto squares = make_task("pathfinder", {{"contour", Index{6}}, {"patch", Index{4}}});
+  CHECK(squares->labels(64).tokens_per_position == 16);
+  const TokenBatch a = pixels->tokens(Split::test, 3, 2, 1024, 5);
+  const TokenBatch b = squares->tokens(Split::test, 3, 2, 64, 5);
+  REQUIRE(b.tokens_per_position == 16);
+  CHECK(a.labels == b.labels);
+  Index same = 0;
+  for (Index e = 0; e < 2; ++e)
+    for (Index y = 0; y < 32; ++y)
+      for (Index x = 0; x < 32; ++x)
+        same += example(a, e).x[32 * y + x] ==
+                example(b, e).x[16 * (y / 4 * 8 + x / 4) + y % 4 * 4 + x % 4];
+  CHECK(same == 2 * 1024);
+}
+
+TEST_CASE("a curriculum of pathfinder eases the first training images alone", "[pathfinder]") {
+  pathfinder::Settings s;
+  REQUIRE(pathfinder::settings_for(32, 6, &s));
+  const pathfinder::Generator generator(s);
+  for (const auto& [share, paddles, distractors] :
+       {std::tuple(0.0, 2, 0), std::tuple(0.5, 4, 5), std::tuple(1.0, 6, 10)}) {
+    Index most = 0;
+    for (std::uint64_t i = 0; i < 50; ++i) {
+      Trace t;
+      generator.draw(derive(4, "test", {i}), 1, &t, share);
+      for (const auto& segments : t.segments)
+        if (static_cast<int>(segments.size()) != paddles) FAIL_CHECK("paddles at " << share);
+      most = std::max(most, t.distractors);
+    }
+    CHECK(most == distractors);
+  }
+  const auto plain = make_task("pathfinder", {{"contour", Index{6}}});
+  const auto eased = make_task("pathfinder", {{"contour", Index{6}}, {"curriculum", Index{1000}}});
+  const auto brightness = [](const Task& task, Split split, Index first) {
+    const TokenBatch batch = task.tokens(split, first, 20, 1024, 1);
+    return std::accumulate(batch.tokens.begin(), batch.tokens.end(), 0.0);
+  };
+  // An image without distractors has about half of the bright pixels; they come back one by one.
+  const double all = brightness(*plain, Split::train, 0);
+  const double start = brightness(*eased, Split::train, 0);
+  CHECK(start < 0.6 * all);
+  CHECK(brightness(*eased, Split::train, 230) < 0.6 * all);
+  CHECK(brightness(*eased, Split::train, 900) > 1.2 * start);
+  for (const auto& [split, first] : {std::pair(Split::train, Index{1000}),
+                                     {Split::validation, Index{0}},
+                                     {Split::test, Index{0}}}) {
+    const TokenBatch a = plain->tokens(split, first, 20, 1024, 1);
+    const TokenBatch b = eased->tokens(split, first, 20, 1024, 1);
+    CHECK(a.tokens == b.tokens);
+  }
+  // The classes are those of the plain task throughout: the labels do not tell the stage.
+  CHECK(plain->tokens(Split::train, 0, 200, 1024, 1).labels ==
+        eased->tokens(Split::train, 0, 200, 1024, 1).labels);
 }
 
 TEST_CASE("pathfinder says what is wrong with a file", "[pathfinder]") {
