@@ -83,6 +83,8 @@ class Pathfinder final : public SequenceTask {
         throw UserError("pathfinder: got labels without path; expected both or none");
       return;
     }
+    if (params.curriculum > 0)
+      throw UserError("pathfinder: got curriculum with path; only generated images can be easier");
     std::error_code error;
     if (std::filesystem::is_directory(params.path, error)) {
       images_ = read_folder(params.path);
@@ -213,7 +215,9 @@ const RegisterTask<Pathfinder, Params> kRegistration{
      .source = "Linsley et al. 2018, arXiv 1805.08315; Long Range Arena, arXiv 2011.04006",
      .summary = "do two discs lie on the ends of one dashed contour? A pixel is a token",
      .labelled = true,
-     .notes = {"n = 256 (a small version of ours), 1024, 4096, 16384 (Path-X) or 65536 pixels",
+     .notes = {"256 (a small version of ours), 1024, 4096, 16384 (Path-X) or 65536 pixels: n of "
+               "them, or with patch n squares",
+               "patch and curriculum concern labelled examples, not Q, K, V",
                "more than half of the pixels are 0; no position is padding",
                "Q, K, V: images of the largest size up to 128 x 128 that fits, laid end to end"}},
     {param("contour", &Params::contour, {0, 64},

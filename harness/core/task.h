@@ -55,7 +55,7 @@ struct LabelSpec {
   Index vocabulary = 0;           // token ids are in [0, vocabulary)
   Index classes = 0;              // labels are in [0, classes) or kIgnore
   Index inputs = 1;               // sequences per example (2 for retrieval)
-  Index tokens_per_position = 1;  // whose embeddings are concatenated (2 for stacked recall)
+  Index tokens_per_position = 1;  // embeddings side by side: 2 in stacked recall, a patch's pixels
 };
 
 // tokens [batch, inputs, n, tokens_per_position]; labels [batch, n] (per_token) or [batch]

@@ -25,7 +25,7 @@ namespace subquad {
 struct SeaOptions {
   enum class Source { learned, oracle, random, local, identity };
   enum class Group { row, query, head, batch };  // row: all heads of a query compete
-  enum class Position { identity, nearest, learned };
+  enum class Position { identity, nearest, learned, none };
 
   Index top_k = 32;  // keys per query and head, on average
   Index cells = 64;

@@ -58,7 +58,10 @@ class Sea final : public Method, public LearnsMatrix, public HasStages {
       if (o.cells != p.d_v)
         return fmt::format("mask=identity needs cells = d_v, got {} and {}", o.cells, p.d_v);
     }
-    if (p.causal && o.position != SeaOptions::Position::learned)
+    if (o.source == SeaOptions::Source::identity && o.position == SeaOptions::Position::none)
+      return "mask=identity reads the position values: position=none has none";
+    if (p.causal && o.position != SeaOptions::Position::learned &&
+        o.position != SeaOptions::Position::none)
       return "a resized identity depends on the length: causal attention needs position=learned";
     return "";
   }
@@ -187,6 +190,7 @@ class Sea final : public Method, public LearnsMatrix, public HasStages {
               : params_.group == "per_head"       ? Group::head
                                                   : Group::batch;
     o.position = params_.position == "nearest" ? Position::nearest
+                 : params_.position == "none"  ? Position::none
                  : params_.position == "learned" || (params_.position == "auto" && p.causal)
                      ? Position::learned
                      : Position::identity;
@@ -247,8 +251,9 @@ const RegisterMethod<Sea, Params> kRegistration{
             "features of the kernel attention; auto: relu where causal"),
      param("features", &Params::features, {0, 4096}, "their number; 0: d_k ln(d_k) / 8"),
      choice(
-         "position", &Params::position, {"auto", "identity", "nearest", "learned"},
-         "value beside v: the identity resized to n rows, or a table; auto: a table where causal"),
+         "position", &Params::position, {"auto", "identity", "nearest", "learned", "none"},
+         "value beside v: the identity resized to n rows, or a table; auto: a table where causal; "
+         "none: zeros (ours, an ablation)"),
      param("channels", &Params::channels, {0, 64}, "CNN channels per head; 0: 4, causal 2"),
      param("stretch", &Params::stretch, {0, 64}, "cells per CNN column; 0: 2, causal 4"),
      param("cnn", &Params::cnn, "off: cells are read out linearly"),

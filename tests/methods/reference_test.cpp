@@ -186,6 +186,7 @@ std::vector<Settings> settings_of(const std::string& name) {
     with({{"query_skip", Index{4}}, {"position", std::string("learned")}});
     with({{"cell_map", std::string("absolute")}, {"mask_empty_cells", false}});
     with({{"position", std::string("nearest")}, {"gates", std::string("one")}});
+    with({{"position", std::string("none")}});
     for (const std::string group : {"per_query", "per_head", "per_batch"}) with({{"group", group}});
     for (const std::string mask : {"oracle", "random"})
       with({{"mask", mask}, {"cells", Index{24}}});

@@ -244,6 +244,8 @@ inline SeaArray sea_kernel(const SeaRule& r, const Call& call, const SeaTensors&
       for (Index c = 0; c < d; ++c) value(i, d + c) = at(call.v, b, h, i, c);
       if (r.position == "learned") {
         for (Index c = 0; c < d; ++c) value(i, c) = tensors.at("positions")(i, c);
+      } else if (r.position == "none") {
+        continue;
       } else if (r.position == "nearest") {
         value(i, i * d / n) = 1;
       } else {

@@ -301,6 +301,9 @@ TEST_CASE("a curriculum of pathfinder eases the first training images alone", "[
 }
 
 TEST_CASE("pathfinder says what is wrong with a file", "[pathfinder]") {
+  CHECK_THROWS_WITH(
+      make_task("pathfinder", {{"path", kFixtures + "folder"}, {"curriculum", Index{10}}}),
+      "pathfinder: got curriculum with path; only generated images can be easier");
   const TemporaryFolder files;
   const std::string images = bytes_of(kFixtures + "len14-images-idx3-ubyte");
   const std::string labels = bytes_of(kFixtures + "len14-labels-idx1-ubyte");
