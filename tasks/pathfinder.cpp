@@ -11,7 +11,8 @@
 // With a curriculum (ours), the first training images are easier: a quarter of them have two
 // paddles to a contour and no distractors, and from there to its end an image has up to so much of
 // both. Without it small models stay at chance: what tells the classes apart, how two discs lie to
-// each other, is nothing that a single pixel hints at, and distractors hide it.
+// each other, is nothing that a single pixel hints at, and distractors hide it. Images are counted
+// by their number, so a training set smaller than the curriculum (`examples`) stays inside it.
 //
 // With a path: an IDX file of images (with the labels in another), or the archive's folder:
 // <path>/imgs/<batch>/<name>.png and <path>/metadata/<batch>.npy, which is text, one line an image:

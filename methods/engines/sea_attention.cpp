@@ -35,8 +35,8 @@ void SeaAttention::fill_values(const Inputs& in) {
         std::fill_n(to, d, 0.0f);
         if (options_.position == Position::nearest) {
           to[i * d / n] = 1;
-        } else if (options_.position ==
-                   Position::identity) {  // resized by linear interpolation with aligned corners
+        } else if (options_.position == Position::identity) {
+          // Resized by linear interpolation with aligned corners.
           const double at =
               n > 1 ? static_cast<double>(i * (d - 1)) / static_cast<double>(n - 1) : 0.0;
           const auto low = std::min(static_cast<Index>(at), d - 1);

@@ -83,10 +83,14 @@ def by_method(axes, context, table, floors, quality, drawn):
         named = [f"{name} {value:.3f}" for name, value in sorted(floors.items(), key=lambda f: f[1])]
         drawn.notes += ["dashed: " + ", ".join(named)] if named else []
     else:
+        lowest = table[table["series"].isin(order[-2:])]["value"]  # beside the names
         for name, value in training.floor_lines(floors, top):
-            axes.annotate(name, (value, len(order) - 0.45), xytext=(2, 0),
-                          textcoords="offset points", rotation=90, va="bottom", ha="left",
-                          fontsize=5.5, color="#555555", zorder=4, bbox=training.NAME_BOX)
+            room = value > 0.1 * top  # between the axis and the line
+            left = room and lowest.between(value, value + 0.06 * top).any()
+            axes.annotate(name, (value, len(order) - 0.45), xytext=(-2 if left else 2, 0),
+                          textcoords="offset points", rotation=90, va="bottom",
+                          ha="right" if left else "left", fontsize=5.5, color="#555555",
+                          zorder=2.5, bbox=training.NAME_BOX)
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, top * 1.12)  # room for the numbers

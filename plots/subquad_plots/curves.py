@@ -52,9 +52,11 @@ def draw(axes, view, context):
         for value in floors.values():
             axes.axhline(value, color="#777777", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
         for name, value in training.floor_lines(floors, 1, room=0.04):  # the height of a text
-            axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 2),
-                          textcoords="offset points", ha="right", va="bottom", fontsize=5.5,
-                          color="#555555", bbox=training.NAME_BOX)
+            below = value > 0.08  # models lie on a floor or above it: the name leaves them that room
+            axes.annotate(name, (1, value), xycoords=("axes fraction", "data"),
+                          xytext=(-2, -2 if below else 2), textcoords="offset points", ha="right",
+                          va="top" if below else "bottom", fontsize=5.5, color="#555555",
+                          zorder=1.5, bbox=training.NAME_BOX)
     elif len(both):
         low, high = np.nanmin(both[column]), np.nanquantile(both[column], 0.98)
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low) + 1e-9)

@@ -61,7 +61,8 @@ def publish(evaluation, directory, root=None, include_unstable=False):
     for name in KEPT:
         source = Path(directory) / name
         if source.exists():
-            shutil.copyfile(source, target / name)
+            if source.resolve() != (target / name).resolve():  # committed results, published anew
+                shutil.copyfile(source, target / name)
         else:
             (target / name).unlink(missing_ok=True)
     if include_unstable:

@@ -4,24 +4,16 @@
 
 #include <catch2/catch.hpp>
 
-#include "harness/measure/processors.h"
 #include "methods/engines/sea_attention.h"
 #include "methods/engines/sea_graph.h"
-#include "methods/engines/sea_sparse.h"
 #include "methods/engines/sea_teacher.h"
-#include "tests/methods/method_fixture.h"
+#include "tests/methods/sea_problem.h"
 
 using namespace subquad;
 using namespace subquad::testing;
 using engine::SeaCells;
 
 namespace {
-
-Problem sea_problem(Index n, bool causal, Index heads = 2, Index d = 16) {
-  Problem p{.batch = 1, .heads = heads, .n = n, .n_kv = n, .d_k = d, .d_v = d};
-  p.causal = causal;
-  return p;
-}
 
 Matrix shown_rows(Method& method, const QKV& in, Index h) {
   const Index n = in.q.n();
@@ -179,6 +171,17 @@ TEST_CASE("sea: with all keys and gates of one every mask gives dense attention"
       INFO(mask << " " << p.str());
       CHECK(relative_error(run_method("sea", settings, p, in).out, want) <= 1e-5);
     }
+}
+
+TEST_CASE("sea: position values that are not there cannot be read", "[sea]") {
+  Settings settings{{"mask", std::string("identity")}, {"cells", Index{16}}};
+  const Problem p = sea_problem(20, false);
+  const auto refusal = [&] {
+    return make_method("sea", resolved("sea", settings))->unsupported(p, Pass::forward);
+  };
+  CHECK(refusal().empty());
+  settings.insert({"position", std::string("none")});
+  CHECK(refusal() == "mask=identity reads the position values: position=none has none");
 }
 
 TEST_CASE("sea: the oracle's mask holds more attention than random cells", "[sea]") {
@@ -392,95 +395,6 @@ TEST_CASE("sea: gradients of the learned tensors equal central differences in do
         CHECK(best <= 2e-4);
       }
     }
-}
-
-TEST_CASE("sea: flat CSR, coordinates and runs give what the method gives", "[sea]") {
-  for (const bool causal : {false, true})
-    for (const Index k : {4, 12}) {  // wide cells thinned to single keys, and whole
-      const Problem p = sea_problem(60, causal, 3);
-      const QKV in = random_inputs(p, 16);
-      SeaOptions options;
-      options.source = SeaOptions::Source::random;
-      options.cells = 8;
-      options.top_k = k;
-      SeaAttention attention;
-      SeaWeights weights;
-      attention.prepare(p, options, &weights, 1, false);
-      std::vector<std::vector<std::int32_t>> rows(static_cast<std::size_t>(p.n));
-      attention.show(
-          in.inputs(), 0, 0, p.n,
-          [&](Index h, Index t, const std::int32_t* keys, Index count, const float*, float, float) {
-            for (Index i = 0; i < count; ++i)
-              rows[static_cast<std::size_t>(t)].push_back(static_cast<std::int32_t>(h * p.n) +
-                                                          keys[i]);
-          });
-      SeaCsr csr;
-      csr.row_ptr.push_back(0);
-      for (const auto& row : rows) {
-        csr.columns.insert(csr.columns.end(), row.begin(), row.end());
-        csr.row_ptr.push_back(static_cast<Index>(csr.columns.size()));
-      }
-      Tensor want(1, 3, p.n, p.d_v), got(want.shape());
-      attention.forward(in.inputs(), want, nullptr);
-      const TensorD exact = cast<double>(want);
-      SeaSparse sparse{in.q, in.k, in.v, p.logit_scale()};
-      sparse.csr(csr, got);
-      CHECK(relative_error(got, exact) <= 1e-6);
-      got.fill(std::numeric_limits<float>::quiet_NaN());
-      sparse.runs(runs_of(csr, p.n), got);
-      CHECK(relative_error(got, exact) <= 1e-6);
-      got.fill(std::numeric_limits<float>::quiet_NaN());
-      sparse.coo(coo_of(csr), got);
-      CHECK(relative_error(got, exact) <= 2e-6);
-      // Entries in any order come back by query, then by column.
-      const SeaCoo ordered = coo_of(csr);
-      SeaCoo mixed = ordered, sorted;
-      std::reverse(mixed.rows.begin(), mixed.rows.end());
-      std::reverse(mixed.columns.begin(), mixed.columns.end());
-      sparse.sort(mixed, &sorted);
-      CHECK(sorted.rows == ordered.rows);
-      CHECK(sorted.columns == ordered.columns);
-    }
-}
-
-TEST_CASE("sea: every stage is marked, and marks change nothing", "[sea]") {
-  struct Marks final : StageProbe {
-    std::vector<std::vector<Index>> laps =
-        std::vector<std::vector<Index>>(2, std::vector<Index>(6, 0));
-    void start(int) override {}
-    void lap(int thread, int stage) override {
-      ++laps[static_cast<std::size_t>(thread)][static_cast<std::size_t>(stage)];
-    }
-    Index of(std::size_t stage) const { return laps[0][stage] + laps[1][stage]; }
-  };
-  const int before = thread_count();
-  set_threads(2);
-  for (const bool causal : {false, true}) {
-    const Problem p = sea_problem(300, causal, 2);
-    const QKV in = random_inputs(p, 21);
-    const auto method =
-        make_method("sea", resolved("sea", {{"top_k", Index{9}}, {"cells", Index{16}}}));
-    method->prepare(p, {.seed = 0});
-    Tensor plain(1, 2, p.n, p.d_v), out(plain.shape());
-    method->forward(in.inputs(), plain, nullptr);
-    auto* const staged = dynamic_cast<HasStages*>(method.get());
-    REQUIRE(staged != nullptr);
-    REQUIRE(staged->stages().size() == 6);
-    Marks marks;
-    staged->set_probe(&marks);
-    method->forward(in.inputs(), out, nullptr);
-    staged->set_probe(nullptr);
-    CHECK(std::equal(out.data(), out.data() + out.size(), plain.data()));
-    for (std::size_t stage = 0; stage < 6; ++stage) {
-      INFO(staged->stages()[stage]);
-      CHECK(marks.of(stage) > 0);
-    }
-    CHECK(marks.of(4) == 2 * p.n);  // sparse attention: once for each head and query
-    const auto seen = marks.laps;
-    method->forward(in.inputs(), out, nullptr);
-    CHECK(marks.laps == seen);
-  }
-  set_threads(before);
 }
 
 TEST_CASE("sea: heads permuted with their channels permute the output", "[sea]") {

@@ -429,6 +429,15 @@ class Committed(WithFiles):
         committed.publish(evaluate.evaluate(read, directory), directory, root)
         return read, root
 
+    def test_committed_results_are_published_anew_in_place(self):
+        read, root = self.publish()
+        place = committed.place(read, root)
+        before = (place / "results.csv").read_bytes()
+        (place / committed.TABLE).unlink()
+        committed.publish(committed.judge(read, place), place, root)
+        self.assertEqual((place / "results.csv").read_bytes(), before)
+        self.assertTrue((place / committed.TABLE).exists())
+
     def test_what_was_published_holds(self):
         read, root = self.publish()
         self.assertEqual(committed.check(read, root=root), [])
