@@ -11,10 +11,12 @@
 // dozen additions, whatever the inputs are.
 //
 // Parallelism. Where heads keep the threads busy, one thread takes a whole head and nothing is
-// computed twice. Otherwise the threads take one segment each, again and again: every thread
-// computes and keeps the increments of its segment, waits for the sums of the others', and emits
-// its outputs. What it kept stays in its own cache; only the sums travel. Both ways do the same
-// additions in the same order: the segments depend on the problem alone, and so do the bits.
+// computed twice. Otherwise the threads take one segment each, again and again. The first of them
+// knows what comes before its segment, and goes straight through it. The others meanwhile emit the
+// segment before, then compute and keep the increments of their next one; what they keep stays in
+// their own caches, only sums travel. A kept increment costs more than one that is used at once,
+// hence segments by turns wider (the first thread's, of two) and narrower. Either way the additions
+// are the same in the same order: the segments depend on the problem alone, and so do the bits.
 #pragma once
 
 #include <algorithm>
@@ -26,6 +28,34 @@
 
 namespace subquad::engine {
 
+// Runs of groups. The opening is short, for nothing is there yet to be emitted beside it; then they
+// are narrow and wide by turns.
+struct ScanSegments {
+  Index groups = 0, opening = 1, wide = 1, narrow = 1;
+  Index count = 0;
+
+  ScanSegments() = default;
+  ScanSegments(Index of_groups, Index group_tokens)
+      : groups(of_groups),
+        opening(whole(kOpening, group_tokens)),
+        wide(whole(kWide, group_tokens)),
+        narrow(whole(kNarrow, group_tokens)) {
+    while (first(count) < groups) ++count;
+  }
+
+  // First group of segment s, and the one behind its last.
+  Index first(Index s) const {
+    if (s == 0) return 0;
+    return std::min(groups, opening + (s - 1) / 2 * (wide + narrow) + (s % 2 == 0 ? narrow : 0));
+  }
+  Index end(Index s) const { return first(s + 1); }
+
+ private:
+  // Tokens. Measured; the increments of the narrow ones fit a cache of 1 MiB at d = 64.
+  static constexpr Index kOpening = 256, kWide = 640, kNarrow = 512;
+  static Index whole(Index tokens, Index of) { return (tokens + of - 1) / of; }
+};
+
 class ScanSchedule {
  public:
   ScanSchedule() = default;
@@ -36,7 +66,7 @@ class ScanSchedule {
         chunks_((tokens + chunk - 1) / chunk),
         group_(group),
         groups_((chunks_ + group - 1) / group),
-        segment_(segment_groups(chunk * group)),
+        segments_(groups_, chunk * group),
         state_floats_(state_floats),
         totals_(heads * state_floats) {
     SUBQUAD_CHECK(group <= kMaxGroup, "{} chunks in a group, at most {}", group, kMaxGroup);
@@ -44,10 +74,6 @@ class ScanSchedule {
   }
 
   static constexpr Index kMaxGroup = 4;
-  // Groups of a segment: 512 tokens, whose increments fit a cache of 1 MiB at d = 64.
-  static Index segment_groups(Index group_tokens) {
-    return (512 + group_tokens - 1) / group_tokens;
-  }
 
   // The state of a head in double, [state_floats]: set it before run(); afterwards it is the state
   // behind the last chunk.
@@ -77,7 +103,7 @@ class ScanSchedule {
   template <class Sweep>
   void run(Sweep& sweep) {
     grow();
-    if (omp_in_parallel() || !spread(heads_, segments())) {
+    if (omp_in_parallel() || !spread(heads_, segments_.count)) {
       parallel_for(heads_, [&](Index head, int thread) { run_head(sweep, head, thread); });
       return;
     }
@@ -87,39 +113,43 @@ class ScanSchedule {
   // Bytes that are allocated with the present thread count; `rounded`: round_totals() is called.
   static double bytes(Index heads, Index tokens, Index chunk, Index group, Index state_floats,
                       bool rounded) {
-    const Index segment = segment_groups(chunk * group), size = segment * chunk * group;
-    const Index segments = (tokens + size - 1) / size, threads = thread_count();
+    const Index size = chunk * group, threads = thread_count();
+    const ScanSegments segments((tokens + size - 1) / size, size);
     Index states = (group + 2) * threads + (rounded ? 3 : 2) * heads;
-    if (spread(heads, segments)) states += threads * (team_states(segment * group) + 2);
+    if (spread(heads, segments.count))
+      states += 4 * threads + (threads - 1) * segments.wide * group;
     return 4.0 * static_cast<double>(states) * static_cast<double>(state_floats);
   }
 
  private:
-  Index segments() const { return (groups_ + segment_ - 1) / segment_; }
   // Several heads per thread balance themselves.
   static bool spread(Index heads, Index segments) {
     const Index threads = thread_count();
     return threads > 1 && segments > 1 && heads % threads != 0 && heads < 4 * threads;
   }
-  // States of a thread in a team: the increments of a segment, the state before it, and its sum in
-  // two copies, for others may still read the last one. The totals in double stand apart.
-  static Index team_states(Index segment_chunks) { return segment_chunks + 3; }
   void grow() {
     const Index threads = thread_count();
-    const Index running = (group_ + 2) * threads * state_floats_;
-    if (running_.size() < running) running_ = AlignedArray<float>(running);
-    if (!spread(heads_, segments())) return;
-    const Index size = threads * team_states(segment_ * group_) * state_floats_;
-    if (kept_.size() < size) kept_ = AlignedArray<float>(size);
-    if (before_.size() < threads * state_floats_)
-      before_ = AlignedArray<double>(threads * state_floats_);
+    const auto hold = [](auto& array, Index floats) {
+      using Array = std::remove_reference_t<decltype(array)>;
+      if (array.size() < floats) array = Array(floats);
+    };
+    hold(running_, (group_ + 2) * threads * state_floats_);
+    if (!spread(heads_, segments_.count)) return;
+    hold(kept_, (threads - 1) * segments_.wide * group_ * state_floats_);
+    hold(sums_, 2 * threads * state_floats_);
+    hold(before_, threads * state_floats_);
   }
   // Of a thread: the segment's own sum, and group_ + 1 states.
   float* running(int thread, Index slot) {
     return running_.data() + ((group_ + 2) * thread + slot) * state_floats_;
   }
+  // Of a thread of a team but the first: the increments of its segment, chunk by chunk.
   float* kept(Index thread, Index slot) {
-    return kept_.data() + (thread * team_states(segment_ * group_) + slot) * state_floats_;
+    return kept_.data() + ((thread - 1) * segments_.wide * group_ + slot) * state_floats_;
+  }
+  // The sum of a thread's segment, in two copies: others may still read the last one.
+  float* sum(Index thread, Index turn) {
+    return sums_.data() + (2 * thread + turn) * state_floats_;
   }
 
   // Factors of the chunks of a group, each alone and with those before it.
@@ -149,7 +179,16 @@ class ScanSchedule {
   static Vec advance(float factor, const float* state, Vec increment) {
     return SCALED ? factor * load(state) + increment : load(state) + increment;
   }
-  static void add_to_total(double* total, double factor, const float* sum, Index size) {
+  // `before` receives what the total was, unless it is null.
+  static void add_to_total(double* total, double factor, const float* sum, Index size,
+                           float* before = nullptr) {
+    if (before != nullptr) {
+      for (Index e = 0; e < size; ++e) {
+        before[e] = static_cast<float>(total[e]);
+        total[e] = factor * total[e] + static_cast<double>(sum[e]);
+      }
+      return;
+    }
     for (Index e = 0; e < size; ++e) total[e] = factor * total[e] + static_cast<double>(sum[e]);
   }
   static void round_total(const double* total, float* state, Index size) {
@@ -159,39 +198,47 @@ class ScanSchedule {
   template <class Sweep>
   void run_head(Sweep& sweep, Index head, int thread) {
     float* const own = running(thread, 0);
-    float* state = running(thread, 1);
-    float* next = running(thread, group_ + 1);
-    for (Index first = 0; first < groups_; first += segment_) {
-      round_total(total(head), state, state_floats_);
-      std::fill_n(own, state_floats_, 0.0f);
-      double decay = 1;
-      for (Index g = first; g < std::min(first + segment_, groups_); ++g) {
-        const GroupFactors f = factors(sweep, head, g);
-        float* after[kMaxGroup];  // the state behind each chunk
-        for (Index s = 0; s < f.count; ++s)
-          after[s] = s + 1 == f.count ? next : running(thread, 2 + s);
-        sweep.load(head, g, thread);
-        const auto increment = [&](auto scaled) {
-          constexpr bool kScaled = decltype(scaled)::value;
-          sweep.increment(head, g, thread, f.data(), [&](Index s, Index offset) {
-            float* const total = s + 1 == f.count ? own + offset : nullptr;
-            return [factor = f.all[s], from = state + offset, to = after[s] + offset, total](
-                       Index at, Vec sum) {
-              store(to + at, advance<kScaled>(factor, from + at, sum));
-              if (total != nullptr) store(total + at, advance<kScaled>(factor, total + at, sum));
-            };
-          });
-        };
-        f.any ? increment(std::true_type{}) : increment(std::false_type{});
-        for (Index s = 0; s < f.count; ++s) {
-          Ahead soon;
-          sweep.emit(head, g * group_ + s, s == 0 ? state : after[s - 1], thread, &soon);
-        }
-        std::swap(state, next);
-        decay *= static_cast<double>(f.whole());
-      }
+    for (Index segment = 0; segment < segments_.count; ++segment) {
+      const double decay = run_segment(sweep, head, segment, total(head), own, thread);
       add_to_total(total(head), decay, own, state_floats_);
     }
+  }
+
+  // Emits a segment from the state before it; own = its own sum. Returns its factor.
+  template <class Sweep>
+  double run_segment(Sweep& sweep, Index head, Index segment, const double* before, float* own,
+                     int thread) {
+    float* state = running(thread, 1);
+    float* next = running(thread, group_ + 1);
+    round_total(before, state, state_floats_);
+    std::fill_n(own, state_floats_, 0.0f);
+    double decay = 1;
+    for (Index g = segments_.first(segment); g < segments_.end(segment); ++g) {
+      const GroupFactors f = factors(sweep, head, g);
+      float* after[kMaxGroup];  // the state behind each chunk
+      for (Index s = 0; s < f.count; ++s)
+        after[s] = s + 1 == f.count ? next : running(thread, 2 + s);
+      sweep.load(head, g, thread);
+      const auto increment = [&](auto scaled) {
+        constexpr bool kScaled = decltype(scaled)::value;
+        sweep.increment(head, g, thread, f.data(), [&](Index s, Index offset) {
+          float* const total = s + 1 == f.count ? own + offset : nullptr;
+          return [factor = f.all[s], from = state + offset, to = after[s] + offset, total](
+                     Index at, Vec sum) {
+            store(to + at, advance<kScaled>(factor, from + at, sum));
+            if (total != nullptr) store(total + at, advance<kScaled>(factor, total + at, sum));
+          };
+        });
+      };
+      f.any ? increment(std::true_type{}) : increment(std::false_type{});
+      for (Index s = 0; s < f.count; ++s) {
+        Ahead soon;
+        sweep.emit(head, g * group_ + s, s == 0 ? state : after[s - 1], thread, &soon);
+      }
+      std::swap(state, next);
+      decay *= static_cast<double>(f.whole());
+    }
+    return decay;
   }
 
   template <class Sweep>
@@ -206,68 +253,86 @@ class ScanSchedule {
   // What one thread of a team does for a head. Sweeps do not throw, nor does this.
   template <class Sweep>
   void run_member(Sweep& sweep, Index head, Index thread, Index threads) noexcept {
-    const Index state_slot = segment_ * group_, sum_slot = state_slot + 1;
-    float* const state = kept(thread, state_slot);
-    double* const before = before_.data() + thread * state_floats_;
-    float* const inside = running(static_cast<int>(thread), 1);
     const int worker = static_cast<int>(thread);
+    float* const state = running(worker, 1);
+    double* const before = before_.data() + thread * state_floats_;
     std::copy_n(total(head), state_floats_, before);
-    for (Index window = 0; window < segments(); window += threads) {
-      const Index turn = window / threads % 2;
-      const Index first = (window + thread) * segment_, last = std::min(first + segment_, groups_);
-      float* const own = kept(thread, sum_slot + turn);
-      std::fill_n(own, state_floats_, 0.0f);
-      for (Index g = first; g < last; ++g) {
-        const GroupFactors f = factors(sweep, head, g);
-        float* const keep = kept(thread, (g - first) * group_);
-        sweep.load(head, g, worker);
-        sweep.increment(head, g, worker, f.data(), [&](Index c, Index offset) {
-          float* const sum_of_all = c + 1 == f.count ? own + offset : nullptr;
-          return [factor = f.all[c], to = keep + c * state_floats_ + offset, sum_of_all](Index at,
-                                                                                         Vec sum) {
-            store(to + at, sum);
-            if (sum_of_all != nullptr)
-              store(sum_of_all + at, advance(factor, sum_of_all + at, sum));
-          };
-        });
+    for (Index window = 0; window < segments_.count; window += threads) {
+      const Index segment = window + thread, turn = window / threads % 2;
+      float* const own = sum(thread, turn);
+      if (thread == 0) {  // what comes before it is known
+        run_segment(sweep, head, segment, before, own, worker);
+      } else {
+        sum_segment(sweep, head, segment, own, worker);
       }
 #pragma omp barrier
       // Every thread adds up the sums of all for itself.
-      for (Index s = 0; s < threads && window + s < segments(); ++s) {
-        if (s == thread) round_total(before, state, state_floats_);
-        add_to_total(before, decay_of(sweep, head, window + s), kept(s, sum_slot + turn),
-                     state_floats_);
+      const Index ready = std::min(threads, segments_.count - window);
+      for (Index s = 0; s < ready; ++s) {
+        const double decay = decay_of(sweep, head, window + s);
+        add_to_total(before, decay, sum(s, turn), state_floats_, s == thread ? state : nullptr);
       }
-      for (Index g = first; g < last; ++g) {
-        const GroupFactors f = factors(sweep, head, g);
-        sweep.load(head, g, worker);
-        for (Index c = 0; c < f.count; ++c) {
-          const float* const increment = kept(thread, (g - first) * group_ + c);
-          Ahead soon;
-          sweep.emit(head, g * group_ + c, c == 0 ? state : inside, worker, &soon);
-          float* const to = c + 1 == f.count ? state : inside;
-          for (Index e = 0; e < state_floats_; e += kLanes)
-            store(to + e, advance(f.all[c], state + e, load(increment + e)));
-        }
-      }
+      if (thread > 0) emit_segment(sweep, head, segment, state, worker);
     }
     if (thread == 0) std::copy_n(before, state_floats_, total(head));
 #pragma omp barrier  // the next head writes into sums that may still be read
   }
 
+  // Keeps the increments of a segment; own = their sum.
+  template <class Sweep>
+  void sum_segment(Sweep& sweep, Index head, Index segment, float* own, int thread) {
+    std::fill_n(own, state_floats_, 0.0f);
+    const Index first = segments_.first(segment);
+    for (Index g = first; g < segments_.end(segment); ++g) {
+      const GroupFactors f = factors(sweep, head, g);
+      float* const keep = kept(thread, (g - first) * group_);
+      sweep.load(head, g, thread);
+      sweep.increment(head, g, thread, f.data(), [&](Index c, Index offset) {
+        float* const sum_of_all = c + 1 == f.count ? own + offset : nullptr;
+        return [factor = f.all[c], to = keep + c * state_floats_ + offset, sum_of_all](Index at,
+                                                                                       Vec sum) {
+          store(to + at, sum);
+          if (sum_of_all != nullptr) store(sum_of_all + at, advance(factor, sum_of_all + at, sum));
+        };
+      });
+    }
+  }
+
+  // Emits a segment whose increments were kept, from the state before it.
+  template <class Sweep>
+  void emit_segment(Sweep& sweep, Index head, Index segment, float* state, int thread) {
+    float* const inside = running(thread, 2);
+    const Index first = segments_.first(segment);
+    for (Index g = first; g < segments_.end(segment); ++g) {
+      const GroupFactors f = factors(sweep, head, g);
+      sweep.load(head, g, thread);
+      for (Index c = 0; c < f.count; ++c) {
+        const float* const increment = kept(thread, (g - first) * group_ + c);
+        Ahead soon;
+        sweep.emit(head, g * group_ + c, c == 0 ? state : inside, thread, &soon);
+        float* const to = c + 1 == f.count ? state : inside;
+        for (Index e = 0; e < state_floats_; e += kLanes)
+          store(to + e, advance(f.all[c], state + e, load(increment + e)));
+      }
+    }
+  }
+
   template <class Sweep>
   double decay_of(Sweep& sweep, Index head, Index segment) const {
     double decay = 1;
-    for (Index g = segment * segment_; g < std::min((segment + 1) * segment_, groups_); ++g)
+    for (Index g = segments_.first(segment); g < segments_.end(segment); ++g)
       decay *= static_cast<double>(factors(sweep, head, g).whole());
     return decay;
   }
 
-  Index heads_ = 0, chunks_ = 0, group_ = 1, groups_ = 0, segment_ = 1, state_floats_ = 0;
+  Index heads_ = 0, chunks_ = 0, group_ = 1, groups_ = 0;
+  ScanSegments segments_;
+  Index state_floats_ = 0;
   AlignedArray<double> totals_;  // [heads, state_floats]
   AlignedArray<float> rounded_;  // likewise, on request
   AlignedArray<float> running_;  // [threads, group + 2, state_floats]
-  AlignedArray<float> kept_;     // [threads, team_states, state_floats]
+  AlignedArray<float> kept_;     // [threads - 1, chunks of a segment, state_floats]
+  AlignedArray<float> sums_;     // [threads, 2, state_floats]
   AlignedArray<double> before_;  // [threads, state_floats]: totals, of each thread of a team
 };
 
