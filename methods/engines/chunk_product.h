@@ -270,8 +270,8 @@ inline void chunk_outputs(Factors<A> a, Index depth, const float* state, Index w
     using LocalRow = decltype(local_row);
     for_column_blocks(width, [&](Index c, auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      constexpr int kRows = chunk_rows(kVectors);
-      for (Index i = 0; i < chunk; i += kRows) {
+      const auto some = [&](Index i, auto count) __attribute__((always_inline)) {
+        constexpr int kRows = decltype(count)::value;
         const Factors<Row> rows{a.p + i * row, row, a.term};
         const Factors<LocalRow> local{LOCAL == Local::none ? nullptr : weights.p + i * local_row,
                                       local_row, weights.term};
@@ -284,7 +284,17 @@ inline void chunk_outputs(Factors<A> a, Index depth, const float* state, Index w
             LOCAL == Local::none ? nullptr : values + c, ldv,
             scale == nullptr ? nullptr : scale + i,
             start == nullptr ? nullptr : start + i * ldo + c, out + i * ldo + c, ldo, ahead);
-      }
+      };
+      constexpr int kRows = chunk_rows(kVectors);
+      Index i = 0;
+      // Larger blocks where only the state is met: two of six rows at a time, so that whole blocks
+      // of four remain.
+      if constexpr (LOCAL == Local::none && kRows == 4 && kRegisters == 32)
+        for (; i + 12 <= chunk; i += 6) {
+          some(i, std::integral_constant<int, 6>{});
+          some(i += 6, std::integral_constant<int, 6>{});
+        }
+      for (; i < chunk; i += kRows) some(i, std::integral_constant<int, kRows>{});
     });
   };
   with_stride<kWidth>(width, [&](auto stride) {

@@ -34,7 +34,7 @@ struct LinearScan::Outputs {
   void load(Index bh, Index g, int thread) {
     const Sizes& s = scan.sizes_;
     const Index first = range.group_first(g), count = range.group_count(g);
-    Work w = scan.work(thread);
+    const Work w = scan.work(thread);
     call.keys(bh, first, count, range.rows(), s.wide_f, w.k, w.scratch);
     if (!in_place(bh, g)) call.values(bh, first, count, range.rows(), s.wide_v, false, w.v);
   }
@@ -189,7 +189,9 @@ void LinearScan::prepare(const Problem& problem, std::shared_ptr<FeatureMap> map
   gradients_ = gradients;
   sizes_ = sizes_of(problem, *map_, options, gradients);
   const Sizes& s = sizes_;
-  work_ = AlignedArray<float>(thread_count() * s.work);
+  work_ = {};
+  works_.clear();
+  grow();
 
   const Index heads = head_count(), shared = shared_keys(problem);
   const auto scan_of = [&](Index state) {
@@ -252,16 +254,40 @@ Decay LinearScan::decay_of(Index bh) const {
   return {up, up + sizes_.sum_chunk + 1};
 }
 
-LinearScan::Work LinearScan::work(int thread) {
-  Work w;
-  Work::layout(sizes_, map_->scratch_floats(problem_.d_k, sizes_.sum_chunk), gradients_,
-               !options_.decay.empty(), work_.data() + thread * sizes_.work, &w);
-  return w;
+Index LinearScan::Work::layout(const Sizes& s, Index map_scratch, bool gradients, bool decay,
+                               float* base, Work* work) {
+  const Index rows = std::max(s.chunk, s.sum_chunk), widest = std::max(s.wide_f, s.wide_plus);
+  Index used = 0;
+  const auto take = [&](float*& to, Index floats) {
+    to = base == nullptr ? nullptr : base + used;
+    used += round_up(floats, 16);
+  };
+  take(work->q, rows * s.wide_f);  // rows, for sums over the queries
+  take(work->qt, s.wide_f * s.chunk);
+  take(work->k, rows * s.wide_f);
+  take(work->v, rows * s.wide_plus);
+  take(work->g, gradients ? rows * s.wide_plus : 0);
+  take(work->gt, gradients ? s.wide_plus * s.chunk : 0);
+  take(work->kt, gradients ? s.wide_f * s.chunk : 0);
+  take(work->scaled, decay ? rows * widest : 0);
+  take(work->scores, s.chunk * s.chunk);
+  take(work->dscores, gradients ? s.chunk * s.chunk : 0);
+  take(work->turned, gradients ? s.wide_v * s.chunk : 0);
+  take(work->tile, rows * std::max(s.wide_f, s.wide_v));
+  take(work->norm, rows);
+  take(work->scratch, map_scratch);
+  return used;
 }
 
 void LinearScan::grow() {
-  if (work_.size() < thread_count() * sizes_.work)
-    work_ = AlignedArray<float>(thread_count() * sizes_.work);
+  const Index threads = thread_count();
+  if (work_.size() >= threads * sizes_.work && !works_.empty()) return;
+  work_ = AlignedArray<float>(threads * sizes_.work);
+  works_.resize(static_cast<std::size_t>(threads));
+  for (Index t = 0; t < threads; ++t)
+    Work::layout(sizes_, map_->scratch_floats(problem_.d_k, sizes_.sum_chunk), gradients_,
+                 !options_.decay.empty(), work_.data() + t * sizes_.work,
+                 &works_[static_cast<std::size_t>(t)]);
 }
 
 void LinearScan::forward(const Inputs& in, TensorView out, float* inverse_norm) {

@@ -69,7 +69,27 @@ class LinearScan {
     Index state, state_plus;         // floats of [features, wide_v] and z, of [wide_plus, wide_f]
     Index work;                      // floats of one thread
   };
-  struct Work;  // pointers into one thread's work space
+  // One thread's work space.
+  struct Work {
+    float* q;        // [chunk, wide_f]: phi(q)
+    float* qt;       // [wide_f, chunk]
+    float* k;        // [rows, wide_f]: phi(k), masked and missing rows zero
+    float* v;        // [rows, wide_plus]: values, likewise; with a column of ones
+    float* g;        // [rows, wide_plus]: dout over the normaliser, and the denominator's gradient
+    float* gt;       // [wide_plus, chunk]
+    float* kt;       // [wide_f, chunk]
+    float* scaled;   // [rows, max(wide_f, wide_plus)]: rows times their decay
+    float* scores;   // [chunk, chunk], transposed
+    float* dscores;  // likewise
+    float* turned;   // [wide_v, chunk]
+    float* tile;     // [rows, max(wide_f, wide_v)]
+    float* norm;     // [rows]
+    float* scratch;  // of the feature map
+
+    // Lays the arrays out from `base`; returns the floats needed.
+    static Index layout(const Sizes& s, Index map_scratch, bool gradients, bool decay, float* base,
+                        Work* work);
+  };
   // The scans. Each also serves as a sum over a range of tokens.
   struct Outputs;        // state sum k v^T: forward
   struct QueryGradient;  // state sum v+ k^T: dq
@@ -77,7 +97,7 @@ class LinearScan {
 
   static Sizes sizes_of(const Problem& problem, const FeatureMap& map,
                         const LinearScanOptions& options, bool gradients);
-  Work work(int thread);
+  const Work& work(int thread) const { return works_[static_cast<std::size_t>(thread)]; }
   void grow();
   Index head_count() const { return problem_.batch * problem_.heads; }
   // Keys that every query sees: those before the first causal query, or all.
@@ -113,6 +133,7 @@ class LinearScan {
   engine::ScanTotals sum_, dq_sum_, dk_sum_;
   AlignedArray<float> powers_;  // [heads, Decay::floats]
   AlignedArray<float> work_;    // [threads, sizes_.work]
+  std::vector<Work> works_;     // [threads]: where their arrays lie
 };
 
 // Rows `rows` of the matrix w_ij phi(q_i).phi(k_j), divided by its row sum + eps where normalised,

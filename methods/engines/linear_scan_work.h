@@ -17,49 +17,6 @@ using engine::round_up;
 using engine::store;
 using engine::Vec;
 
-struct LinearScan::Work {
-  float* q;        // [chunk, wide_f]: phi(q)
-  float* qt;       // [wide_f, chunk]
-  float* k;        // [rows, wide_f]: phi(k), masked and missing rows zero
-  float* v;        // [rows, wide_plus]: values, likewise; with a column of ones
-  float* g;        // [rows, wide_plus]: dout over the normaliser, and the denominator's gradient
-  float* gt;       // [wide_plus, chunk]
-  float* kt;       // [wide_f, chunk]
-  float* scaled;   // [rows, max(wide_f, wide_plus)]: rows times their decay
-  float* scores;   // [chunk, chunk], transposed
-  float* dscores;  // likewise
-  float* turned;   // [wide_v, chunk]
-  float* tile;     // [rows, max(wide_f, wide_v)]
-  float* norm;     // [rows]
-  float* scratch;  // of the feature map
-
-  // Lays the arrays out from `base`; returns the floats needed.
-  static Index layout(const Sizes& s, Index map_scratch, bool gradients, bool decay, float* base,
-                      Work* work) {
-    const Index rows = std::max(s.chunk, s.sum_chunk), widest = std::max(s.wide_f, s.wide_plus);
-    Index used = 0;
-    const auto take = [&](float*& to, Index floats) {
-      to = base == nullptr ? nullptr : base + used;
-      used += round_up(floats, 16);
-    };
-    take(work->q, rows * s.wide_f);  // rows, for sums over the queries
-    take(work->qt, s.wide_f * s.chunk);
-    take(work->k, rows * s.wide_f);
-    take(work->v, rows * s.wide_plus);
-    take(work->g, gradients ? rows * s.wide_plus : 0);
-    take(work->gt, gradients ? s.wide_plus * s.chunk : 0);
-    take(work->kt, gradients ? s.wide_f * s.chunk : 0);
-    take(work->scaled, decay ? rows * widest : 0);
-    take(work->scores, s.chunk * s.chunk);
-    take(work->dscores, gradients ? s.chunk * s.chunk : 0);
-    take(work->turned, gradients ? s.wide_v * s.chunk : 0);
-    take(work->tile, rows * std::max(s.wide_f, s.wide_v));
-    take(work->norm, rows);
-    take(work->scratch, map_scratch);
-    return used;
-  }
-};
-
 // A scan over the tokens [base, limit) of the keys (or queries), in chunks and groups of chunks.
 struct ScanRange {
   Index chunk = 0, group = 1, base = 0, limit = 0;
