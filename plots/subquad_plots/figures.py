@@ -35,12 +35,13 @@ def draw_one(kind, view, context, results, directory, formats):
 
 
 def overview_panel(view, context, results):
-    panel, axes = layout.new_figure(2, 2, style.PAGE_WIDTH)
+    rows = (len(overview.panels(view)) + 1) // 2
+    panel, axes = layout.new_figure(rows, 2, style.PAGE_WIDTH)
     drawn = overview.draw(axes, view, context)
     panel.suptitle("")
     drawn.notes.insert(0, view.title)
     layout.arrange(panel, axes, 2, figure.legend_entries(context, drawn),
-                   footer=figure.small_print(view, results, drawn.notes), panel_height=1.55)
+                   footer=figure.small_print(view, results, drawn.notes), panel_height=1.55 if rows > 1 else 1.75)
     return panel
 
 

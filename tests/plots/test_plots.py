@@ -209,6 +209,17 @@ class Training(WithDirectory):
         for name in ("accuracy-mqar-train.png", "curves-mqar-train.svg"):
             self.assertGreater((self.directory / "figures" / name).stat().st_size, 1000)
 
+    def test_an_overview_shows_what_a_training_run_has(self):
+        at_length = [train_row("dense", 1, 1, 0.9, 0.8, n=n) for n in (64, 128)]
+        for rows, there in ((self.ROWS, {"quality", "learning"}),
+                            (at_length, {"quality", "time", "speed-up", "memory"})):
+            self.write(rows)
+            code, out, err = quiet(plot.main, [str(self.directory), "--format", "svg"])
+            self.assertEqual(code, 0, out + err)
+            text = (self.directory / "figures" / "overview.svg").read_text()
+            self.assertEqual({title for title in ("quality", "learning", "time", "speed-up", "memory",
+                                                  "error") if f"<!-- {title} -->" in text}, there)
+
 
 class Floors(WithDirectory):
     def test_a_language_model_is_shown_in_bits_as_its_floors_are(self):
