@@ -1,5 +1,7 @@
 """Quality of trained models on the test split, against n or, at one length, by method."""
 
+import math
+
 from . import axes as ax
 from . import figure, training
 
@@ -60,6 +62,29 @@ def against_length(axes, context, table, rows, quality, drawn):
 MOST_BESIDE_NAMES = 8  # methods, before the floors' names would stand on their numbers
 
 
+# Of a figure one column wide, a panel of 1.75 inches: what texts take, in inches, or as shares of
+# the axis up to `top`.
+LETTER, PANEL = 0.042, 1.75
+NAME_WIDTH, NUMBER = 0.035, 0.15
+
+
+def free_side(name, value, points, top):
+    """Which edge of a floor's name touches its line ("left": it stands to the right of it), so that
+    it covers neither markers nor numbers of the methods beside it, the last one first; or None."""
+    rows = math.ceil(len(name) * LETTER / (PANEL / (len(points) + 0.2)) + 0.15)
+
+    def free(low, high):
+        taken = [(point["low"] - 0.02 * top, point["high"] + NUMBER * top)
+                 for point in points[:rows]]
+        return all(high <= start or low >= end for start, end in taken)
+
+    if free(value, value + NAME_WIDTH * top):
+        return "left"
+    if value > 0.1 * top and free(value - NAME_WIDTH * top, value):  # not over the axis
+        return "right"
+    return None
+
+
 def by_method(axes, context, table, floors, quality, drawn):
     """One line per method, its number at the point; floors as vertical lines, named beside them or,
     where methods leave no room, below the figure."""
@@ -79,18 +104,21 @@ def by_method(axes, context, table, floors, quality, drawn):
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})
     for value in floors.values():
         axes.axvline(value, **FLOOR_STYLE)
+    below = []  # names that have no room beside their lines
     if len(order) > MOST_BESIDE_NAMES:
-        named = [f"{name} {value:.3f}" for name, value in sorted(floors.items(), key=lambda f: f[1])]
-        drawn.notes += ["dashed: " + ", ".join(named)] if named else []
+        below = sorted(floors.items(), key=lambda f: f[1])
     else:
-        lowest = table[table["series"].isin(order[-2:])]["value"]  # beside the names
         for name, value in training.floor_lines(floors, top):
-            room = value > 0.1 * top  # between the axis and the line
-            left = room and lowest.between(value, value + 0.06 * top).any()
-            axes.annotate(name, (value, len(order) - 0.45), xytext=(-2 if left else 2, 0),
-                          textcoords="offset points", rotation=90, va="bottom",
-                          ha="right" if left else "left", fontsize=5.5, color="#555555",
-                          zorder=2.5, bbox=training.NAME_BOX)
+            side = free_side(name, value, [table[table["series"] == series].iloc[0]
+                                           for series in reversed(order)], top)
+            if side is None:
+                below.append((name, value))
+                continue
+            axes.annotate(name, (value, len(order) - 0.45), xytext=(2 if side == "left" else -2, 0),
+                          textcoords="offset points", rotation=90, va="bottom", ha=side,
+                          fontsize=5.5, color="#555555", zorder=2.5, bbox=training.NAME_BOX)
+    if below:
+        drawn.notes.append("dashed: " + ", ".join(f"{name} {value:.3f}" for name, value in below))
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, top * 1.12)  # room for the numbers
