@@ -28,7 +28,8 @@ template <Index... KNOWN, class Body>
       (... || (stride == KNOWN && (body(std::integral_constant<Index, KNOWN>{}), true)));
   if (!met) body(stride);
 }
-constexpr Index kLargerFrom = 64;              // rows
+constexpr Index kLargerFrom =
+    64;  // rows of a chunk; with 16, blocks of six cost more than they gain
 constexpr Index kWidth = 64, kWidthPlus = 80;  // of a head, and with one more column
 
 constexpr int chunk_rows(int vectors) { return vectors >= 3 || kRegisters == 16 ? 4 : 8; }
@@ -288,13 +289,12 @@ inline void chunk_outputs(Factors<A> a, Index depth, const float* state, Index w
       };
       constexpr int kRows = chunk_rows(kVectors);
       Index i = 0;
-      // Larger blocks where only the state is met by many rows: two of six at a time, so that whole
-      // blocks of four remain.
-      if constexpr (LOCAL == Local::none && kRows == 4 && kRegisters == 32)
-        for (; chunk >= kLargerFrom && i + 12 <= chunk; i += 6) {
-          some(i, std::integral_constant<int, 6>{});
-          some(i += 6, std::integral_constant<int, 6>{});
-        }
+      // Larger blocks where many rows meet nothing but the state; twice six, so that whole blocks
+      // of four remain.
+      if constexpr (LOCAL == Local::none && kRows == 4 && kRegisters == 32) {
+        const Index larger = chunk < kLargerFrom ? 0 : chunk / 12 * 12;
+        for (; i < larger; i += 6) some(i, std::integral_constant<int, 6>{});
+      }
       for (; i < chunk; i += kRows) some(i, std::integral_constant<int, kRows>{});
     });
   };

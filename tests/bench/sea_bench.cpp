@@ -13,6 +13,7 @@
 #include "methods/engines/sea_attention.h"
 #include "methods/engines/sea_sparse.h"
 #include "tests/bench/timing.h"
+#include "tests/methods/sea_problem.h"
 
 using namespace subquad;
 using namespace subquad::engine;
@@ -43,21 +44,7 @@ SeaCsr random_rows(Case& c) {
   SeaAttention attention;
   SeaWeights weights;
   attention.prepare(c.p, c.o, &weights, 1, false);
-  std::vector<std::vector<std::int32_t>> rows(static_cast<std::size_t>(c.p.n));
-  attention.show(
-      c.in.inputs(), 0, 0, c.p.n,
-      [&](Index h, Index t, const std::int32_t* keys, Index count, const float*, float, float) {
-        for (Index i = 0; i < count; ++i)
-          rows[static_cast<std::size_t>(t)].push_back(static_cast<std::int32_t>(h * c.p.n) +
-                                                      keys[i]);
-      });
-  SeaCsr csr;
-  csr.row_ptr.push_back(0);
-  for (const auto& row : rows) {
-    csr.columns.insert(csr.columns.end(), row.begin(), row.end());
-    csr.row_ptr.push_back(static_cast<Index>(csr.columns.size()));
-  }
-  return csr;
+  return testing::kept_keys(attention, c.in.inputs(), c.p);
 }
 
 // The least that any format has to do: one multiply-add per element of the same rows of k and v.

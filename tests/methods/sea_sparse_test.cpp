@@ -8,6 +8,7 @@
 #include "harness/measure/processors.h"
 #include "harness/measure/stage_clock.h"
 #include "methods/engines/sea_attention.h"
+#include "tests/methods/method_fixture.h"
 #include "tests/methods/sea_problem.h"
 
 using namespace subquad;
@@ -25,20 +26,7 @@ TEST_CASE("sea: flat CSR, coordinates and runs give what the method gives", "[se
       SeaAttention attention;
       SeaWeights weights;
       attention.prepare(p, options, &weights, 1, false);
-      std::vector<std::vector<std::int32_t>> rows(static_cast<std::size_t>(p.n));
-      attention.show(
-          in.inputs(), 0, 0, p.n,
-          [&](Index h, Index t, const std::int32_t* keys, Index count, const float*, float, float) {
-            for (Index i = 0; i < count; ++i)
-              rows[static_cast<std::size_t>(t)].push_back(static_cast<std::int32_t>(h * p.n) +
-                                                          keys[i]);
-          });
-      SeaCsr csr;
-      csr.row_ptr.push_back(0);
-      for (const auto& row : rows) {
-        csr.columns.insert(csr.columns.end(), row.begin(), row.end());
-        csr.row_ptr.push_back(static_cast<Index>(csr.columns.size()));
-      }
+      const SeaCsr csr = kept_keys(attention, in.inputs(), p);
       Tensor want(1, 3, p.n, p.d_v), got(want.shape());
       attention.forward(in.inputs(), want, nullptr);
       const TensorD exact = cast<double>(want);

@@ -7,6 +7,7 @@
 #include "methods/engines/sea_attention.h"
 #include "methods/engines/sea_graph.h"
 #include "methods/engines/sea_teacher.h"
+#include "tests/methods/method_fixture.h"
 #include "tests/methods/sea_problem.h"
 
 using namespace subquad;
