@@ -108,6 +108,17 @@ TEST_CASE("chunked, sequential, recurrent and parallel forms agree over 65,536 t
   }
 }
 
+TEST_CASE("chunks of any size meet the state of all keys, at the width of the large blocks",
+          "[methods][linear]") {
+  const Problem p = one_head(333, 64, 64, false);
+  const QKV in = random_inputs(p, 11);
+  for (const Index chunk : {0, 32, 64, 80, 96, 112}) {
+    INFO("chunk " << chunk);
+    const Tensor out = run_method("linear", {{"chunk", chunk}}, p, in).out;
+    for (Index i = 0; i < p.n; ++i) CHECK(row_error(p, in, out, i) <= 1e-5);
+  }
+}
+
 TEST_CASE("equal tokens do not bias the prefix sums of the chunked form", "[methods][linear]") {
   // Adding the same number again and again, float32 rounds the same way every time.
   const Index n = 65536;
