@@ -29,7 +29,7 @@ struct LinearScan::Outputs {
   ScanRange range;  // of the keys
   bool local;       // causal: chunk c of the queries meets chunk c of the keys
   float* out = nullptr;
-  float* inverse_norm = nullptr;
+  LinearScanSaved* saved = nullptr;
 
   void load(Index bh, Index g, int thread) {
     const Sizes& s = scan.sizes_;
@@ -99,8 +99,8 @@ struct LinearScan::Outputs {
       const Vec sum = engine::load(norm + i);
       engine::store(norm + i, sum == 0.0f ? Vec{} : 1.0f / sum);
     }
-    if (inverse_norm != nullptr)
-      std::copy_n(norm, count, inverse_norm + bh * call.problem.n + first);
+    if (saved != nullptr)
+      std::copy_n(norm, count, saved->inverse_norm.data() + bh * call.problem.n + first);
   }
 
   void emit(Index bh, Index c, const float* state, int thread, engine::Ahead* soon) {
@@ -114,12 +114,19 @@ struct LinearScan::Outputs {
     engine::transpose(w.q, s.wide_f, s.chunk, s.wide_f, w.qt, s.chunk);
     const Decay d = decay(bh);
     const float* const keys = w.k + range.inside(c) * s.wide_f;
-    engine::chunk_scores(keys, s.wide_f, w.qt, s.features, s.chunk, w.scores);
-    if (d) engine::decay_scores(d.up, s.chunk, w.scores);
+    const Index square = s.chunk * s.chunk;
+    float* const scores =
+        saved != nullptr ? saved->scores.data() + (bh * s.chunks + c) * square : w.scores;
+    engine::chunk_scores(keys, s.wide_f, w.qt, s.features, s.chunk, scores);
+    if (d) engine::decay_scores(d.up, s.chunk, scores);
+    if (saved != nullptr) {
+      engine::clear_above_diagonal(scores, s.chunk);
+      if (c + 1 < s.chunks) soon->add(scores + square, square);
+    }
     if (call.normalize) {
       engine::column_dots(state + s.features * s.wide_v, w.qt, s.features, s.chunk,
                           static_cast<float>(scan.options_.eps), w.norm);
-      engine::add_score_sums(w.scores, s.chunk, w.norm);
+      engine::add_score_sums(scores, s.chunk, w.norm);
       invert_norm(bh, first, count, s.chunk, w.norm);
     }
     const bool direct = count == s.chunk && p.d_v == s.wide_v;
@@ -127,7 +134,7 @@ struct LinearScan::Outputs {
     request_queries(bh, first + s.chunk, s.chunk, soon);
     engine::chunk_outputs<Local::up_to>(
         Factors{w.qt, NextTo{}, s.chunk}, s.features, state, s.wide_v, d ? d.up + 1 : nullptr,
-        Factors{w.scores, NextTo{}, s.chunk},
+        Factors{scores, NextTo{}, s.chunk},
         values(bh, c / range.group, w) + range.inside(c) * s.wide_v, s.wide_v, s.chunk,
         call.normalize ? w.norm : nullptr, rows, s.wide_v, *soon);
     if (!direct) store_rows(rows, count, s.wide_v, p.d_v, to);
@@ -172,6 +179,13 @@ LinearScan::Sizes LinearScan::sizes_of(const Problem& problem, const FeatureMap&
   s.sum_chunk = s.group * s.chunk;
   s.state = s.features * s.wide_v + s.wide_f;
   s.state_plus = s.wide_plus * s.wide_f;
+  s.chunks = (problem.n + s.chunk - 1) / s.chunk;
+  s.segments = s.near = 1;
+  if (problem.causal) {
+    const engine::ScanSegments segments((problem.n + s.sum_chunk - 1) / s.sum_chunk, s.sum_chunk);
+    s.segments = segments.count;
+    if (gradients) s.near = segments.widest();
+  }
   Work unused;
   s.work = Work::layout(s, map.scratch_floats(problem.d_k, s.sum_chunk), gradients,
                         !options.decay.empty(), nullptr, &unused);
@@ -205,11 +219,10 @@ void LinearScan::prepare(const Problem& problem, std::shared_ptr<FeatureMap> map
   scan_ = scan_of(s.state);
   sum_ = sum_of(shared, s.state);
   if (gradients) {
-    dq_scan_ = scan_of(s.state_plus);
     dk_scan_ = scan_of(s.state_plus);
     if (problem.causal && shared > 0) dk_scan_.round_totals();
-    dq_sum_ = sum_of(shared, s.state_plus);
     dk_sum_ = sum_of(problem.causal ? 0 : problem.n, s.state_plus);
+    turned_ = AlignedArray<float>(problem.causal ? 0 : heads * s.state_plus);
   }
 
   const Index floats = Decay::floats(s.sum_chunk);
@@ -239,12 +252,19 @@ double LinearScan::work_bytes(const Problem& p, const FeatureMap& map,
   add_scan(s.state, false);
   add_sum(shared, s.state);
   if (gradients) {
-    add_scan(s.state_plus, false);
     add_scan(s.state_plus, shared > 0);
-    add_sum(shared, s.state_plus);
     add_sum(p.causal ? 0 : p.n, s.state_plus);
+    if (!p.causal) bytes += 4.0 * static_cast<double>(heads * s.state_plus);
   }
   return bytes;
+}
+
+double LinearScan::saved_bytes(const Problem& p, const FeatureMap& map,
+                               const LinearScanOptions& options) {
+  const Sizes s = sizes_of(p, map, options, true);
+  const Index floats = (options.normalize ? p.n : 0) + s.segments * s.state +
+                       (p.causal ? s.chunks * s.chunk * s.chunk : 0);
+  return 4.0 * static_cast<double>(p.batch * p.heads * floats);
 }
 
 Decay LinearScan::decay_of(Index bh) const {
@@ -256,25 +276,26 @@ Decay LinearScan::decay_of(Index bh) const {
 
 Index LinearScan::Work::layout(const Sizes& s, Index map_scratch, bool gradients, bool decay,
                                float* base, Work* work) {
-  const Index rows = std::max(s.chunk, s.sum_chunk), widest = std::max(s.wide_f, s.wide_plus);
+  const Index group = s.sum_chunk, rows = s.near * group;
+  const Index widest = std::max(s.wide_f, s.wide_plus);
   Index used = 0;
   const auto take = [&](float*& to, Index floats) {
     to = base == nullptr ? nullptr : base + used;
     used += round_up(floats, 16);
   };
-  take(work->q, rows * s.wide_f);  // rows, for sums over the queries
-  take(work->qt, s.wide_f * s.chunk);
+  take(work->q, rows * s.wide_f);
+  take(work->qt, s.wide_f * group);
   take(work->k, rows * s.wide_f);
   take(work->v, rows * s.wide_plus);
   take(work->g, gradients ? rows * s.wide_plus : 0);
   take(work->gt, gradients ? s.wide_plus * s.chunk : 0);
-  take(work->kt, gradients ? s.wide_f * s.chunk : 0);
-  take(work->scaled, decay ? rows * widest : 0);
+  take(work->kt, gradients ? s.wide_f * group : 0);
+  take(work->scaled, decay ? group * widest : 0);
   take(work->scores, s.chunk * s.chunk);
-  take(work->dscores, gradients ? s.chunk * s.chunk : 0);
-  take(work->turned, gradients ? s.wide_v * s.chunk : 0);
-  take(work->tile, rows * std::max(s.wide_f, s.wide_v));
-  take(work->norm, rows);
+  take(work->dscores, gradients ? rows * s.chunk : 0);
+  take(work->turned, gradients ? s.wide_v * group : 0);
+  take(work->tile, group * std::max(s.wide_f, s.wide_v));
+  take(work->norm, group);
   take(work->scratch, map_scratch);
   return used;
 }
@@ -290,22 +311,34 @@ void LinearScan::grow() {
                  &works_[static_cast<std::size_t>(t)]);
 }
 
-void LinearScan::forward(const Inputs& in, TensorView out, float* inverse_norm) {
+std::unique_ptr<LinearScanSaved> LinearScan::make_saved() const {
+  const Sizes& s = sizes_;
+  const Index heads = head_count();
+  auto saved = std::make_unique<LinearScanSaved>();
+  saved->inverse_norm = AlignedArray<float>(options_.normalize ? heads * problem_.n : 0);
+  saved->scores = AlignedArray<float>(problem_.causal ? heads * s.chunks * s.chunk * s.chunk : 0);
+  saved->states = AlignedArray<float>(heads * s.segments * s.state);
+  return saved;
+}
+
+void LinearScan::forward(const Inputs& in, TensorView out, LinearScanSaved* saved) {
   grow();
   map_->begin(problem_, in);
   const Sizes& s = sizes_;
   const LinearScanCall call{in, problem_, *map_, {}, {}, nullptr, options_.normalize};
   const Index shared = shared_keys(problem_);
-  Outputs sum{*this, call, {s.sum_chunk, 1, 0, shared}, false, out.data(), inverse_norm};
+  float* const states = saved == nullptr ? nullptr : saved->states.data();
+  Outputs sum{*this, call, {s.sum_chunk, 1, 0, shared}, false, out.data(), saved};
   if (shared > 0) sum_.run(sum);
   if (!problem_.causal) {
     emit_all(sum, s.sum_chunk, problem_.n, [&](Index bh) { return sum_.rounded(bh); });
+    for (Index bh = 0; bh < head_count() && saved != nullptr; ++bh)
+      std::copy_n(sum_.rounded(bh), s.state, states + bh * s.state);
     return;
   }
   start(scan_, sum_, shared);
-  Outputs scan{*this, call,       {s.chunk, s.group, shared, problem_.n_kv},
-               true,  out.data(), inverse_norm};
-  scan_.run(scan);
+  Outputs scan{*this, call, {s.chunk, s.group, shared, problem_.n_kv}, true, out.data(), saved};
+  scan_.run(scan, engine::ScanOrder::ascending, states);
 }
 
 double LinearScan::flops(const Problem& p, Index features, bool normalize, Pass pass) {

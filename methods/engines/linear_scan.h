@@ -7,9 +7,10 @@
 // bit for bit.
 //
 // Source: Katharopoulos et al. 2020 (arXiv 2006.16236), equations 8-20; the chunked form is that of
-// Lightning Attention-2 (arXiv 2401.04658) and flash-linear-attention. Backward: two scans, one
-// forward in time for dq, one backward for dk and dv; the denominator takes part as one more column
-// of the values. README.md says what bounds the speed.
+// Lightning Attention-2 (arXiv 2401.04658) and flash-linear-attention. Backward goes from the last
+// segment of tokens to the first: through each one forward in time for dq, from the state that
+// forward has left, and at once back for dk and dv, while all of it is near; the denominator takes
+// part as one more column of the values. README.md says what bounds the speed.
 #pragma once
 
 #include <memory>
@@ -41,22 +42,37 @@ struct LinearScanOptions {
   std::vector<double> decay;  // per head, in [0, 1]; empty: none. Needs normalize = false
 };
 
+// What backward needs of a forward call.
+struct LinearScanSaved final : Saved {
+  // [batch * heads * n]: one over the normaliser of each row, 0 for a row without one.
+  AlignedArray<float> inverse_norm;
+  // Causal, [batch * heads, chunks, chunk, chunk]: weights inside a chunk before the division, key
+  // by query, zero above the diagonal.
+  AlignedArray<float> scores;
+  // [batch * heads, segments, state]: the state before each; not causal: that of all keys.
+  AlignedArray<float> states;
+};
+
 class LinearScan {
  public:
   // Makes the work space. The map is prepared by the caller.
   void prepare(const Problem& problem, std::shared_ptr<FeatureMap> map,
                const LinearScanOptions& options, bool gradients);
 
-  // out [batch, heads, n, d_v]. inverse_norm [batch * heads * n] receives one over the normaliser
-  // of each row (0 for a row without one) unless it is null.
-  void forward(const Inputs& in, TensorView out, float* inverse_norm);
-  // Overwrites grads.dq, dk, dv; out and inverse_norm are those of forward.
+  // For a problem prepared for gradients.
+  std::unique_ptr<LinearScanSaved> make_saved() const;
+  // out [batch, heads, n, d_v]. `saved` is null, or an object of make_saved() to be filled.
+  void forward(const Inputs& in, TensorView out, LinearScanSaved* saved);
+  // Overwrites grads.dq, dk, dv; out is that of the forward call that filled `saved`.
   void backward(const Inputs& in, ConstTensorView out, ConstTensorView dout,
-                const float* inverse_norm, const Gradients& grads);
+                const LinearScanSaved& saved, const Gradients& grads);
 
   // Bytes that prepare() allocates with the present thread count (without the map's own).
   static double work_bytes(const Problem& problem, const FeatureMap& map,
                            const LinearScanOptions& options, bool gradients);
+  // Bytes of make_saved().
+  static double saved_bytes(const Problem& problem, const FeatureMap& map,
+                            const LinearScanOptions& options);
   // Useful operations of the recurrent form: one update of a state per key, one product with it per
   // query; backward has five such products where forward has two.
   static double flops(const Problem& problem, Index features, bool normalize, Pass pass);
@@ -67,23 +83,27 @@ class LinearScan {
     Index plus, wide_plus;           // d_v and, with a normaliser, one more column; rounded up
     Index chunk, group, sum_chunk;   // tokens of a chunk, chunks of a group, tokens of a group
     Index state, state_plus;         // floats of [features, wide_v] and z, of [wide_plus, wide_f]
+    Index chunks;                    // of the queries
+    Index segments;                  // saved states of a head
+    Index near;                      // groups that backward keeps near
     Index work;                      // floats of one thread
   };
-  // One thread's work space.
+  // One thread's work space. Rows are those of a group; in a causal backward of the groups of a
+  // segment, group g at g % near.
   struct Work {
-    float* q;        // [chunk, wide_f]: phi(q)
-    float* qt;       // [wide_f, chunk]
+    float* q;        // [rows, wide_f]: phi(q)
+    float* qt;       // [wide_f, group]
     float* k;        // [rows, wide_f]: phi(k), masked and missing rows zero
     float* v;        // [rows, wide_plus]: values, likewise; with a column of ones
     float* g;        // [rows, wide_plus]: dout over the normaliser, and the denominator's gradient
     float* gt;       // [wide_plus, chunk]
-    float* kt;       // [wide_f, chunk]
-    float* scaled;   // [rows, max(wide_f, wide_plus)]: rows times their decay
+    float* kt;       // [wide_f, group]
+    float* scaled;   // [group, max(wide_f, wide_plus)]: rows times their decay
     float* scores;   // [chunk, chunk], transposed
-    float* dscores;  // likewise
-    float* turned;   // [wide_v, chunk]
-    float* tile;     // [rows, max(wide_f, wide_v)]
-    float* norm;     // [rows]
+    float* dscores;  // [rows, chunk]: likewise, of every chunk
+    float* turned;   // [wide_v, group]
+    float* tile;     // [group, max(wide_f, wide_v)]
+    float* norm;     // [group]
     float* scratch;  // of the feature map
 
     // Lays the arrays out from `base`; returns the floats needed.
@@ -99,6 +119,8 @@ class LinearScan {
                         const LinearScanOptions& options, bool gradients);
   const Work& work(int thread) const { return works_[static_cast<std::size_t>(thread)]; }
   void grow();
+  // A state of forward as that of dq: z becomes one more row, [plus, wide_f].
+  void turn_state(const float* state, float* to) const;
   Index head_count() const { return problem_.batch * problem_.heads; }
   // Keys that every query sees: those before the first causal query, or all.
   static Index shared_keys(const Problem& p) { return p.causal ? p.causal_offset() : p.n_kv; }
@@ -129,8 +151,9 @@ class LinearScan {
   LinearScanOptions options_;
   bool gradients_ = false;
   Sizes sizes_{};
-  engine::ScanSchedule scan_, dq_scan_, dk_scan_;
-  engine::ScanTotals sum_, dq_sum_, dk_sum_;
+  engine::ScanSchedule scan_, dk_scan_;
+  engine::ScanTotals sum_, dk_sum_;
+  AlignedArray<float> turned_;  // not causal: [heads, state_plus], the states of dq
   AlignedArray<float> powers_;  // [heads, Decay::floats]
   AlignedArray<float> work_;    // [threads, sizes_.work]
   std::vector<Work> works_;     // [threads]: where their arrays lie

@@ -49,12 +49,20 @@ struct ScanSegments {
     return std::min(groups, opening + (s - 1) / 2 * (wide + narrow) + (s % 2 == 0 ? narrow : 0));
   }
   Index end(Index s) const { return first(s + 1); }
+  Index widest() const {
+    Index groups_of_widest = 0;
+    for (Index s = 0; s < count; ++s)
+      groups_of_widest = std::max(groups_of_widest, end(s) - first(s));
+    return groups_of_widest;
+  }
 
  private:
   // Tokens. Measured; the increments of the narrow ones fit a cache of 1 MiB at d = 64.
   static constexpr Index kOpening = 256, kWide = 640, kNarrow = 512;
   static Index whole(Index tokens, Index of) { return (tokens + of - 1) / of; }
 };
+
+enum class ScanOrder { ascending, descending };
 
 class ScanSchedule {
  public:
@@ -91,24 +99,37 @@ class ScanSchedule {
   // Sweep has
   //   load(Index head, Index g, int thread)       operands of group g
   //   increment(Index head, Index g, int thread, const float* factors, auto&& keep)
-  //                                               after load; calls keep(chunk of the group, offset
-  //                                               into the state)(place behind it, Vec sum since
-  //                                               the start of the group); factors of the chunks,
-  //                                               null where all are one
+  //                                               after load; calls keep(how many chunks of the
+  //                                               group came before, offset into the state)(place
+  //                                               behind it, Vec sum since the group's first);
+  //                                               factors of the chunks, null where all are one
   //   emit(Index head, Index c, const float* state, int thread, Ahead* soon)
   //                                               chunk c, after its group's load
   //   float factor(Index head, Index c)
+  // and may have
+  //   open(Index head, Index segment, int thread) before anything else of the segment
   // increment asks for the operands of the next group, emit with `soon` for what the next chunk
-  // reads and writes.
+  // reads and writes. Segments, their groups and chunks come in `order`, and are the same in both.
+  // `states` [heads, segments(), state_floats], unless it is null, receives the state in front of
+  // every segment.
   template <class Sweep>
-  void run(Sweep& sweep) {
+  void run(Sweep& sweep, ScanOrder order = ScanOrder::ascending, float* states = nullptr) {
     grow();
     if (omp_in_parallel() || !spread(heads_, segments_.count)) {
-      parallel_for(heads_, [&](Index head, int thread) { run_head(sweep, head, thread); });
+      parallel_for(heads_,
+                   [&](Index head, int thread) { run_head(sweep, head, order, states, thread); });
       return;
     }
-    run_team(sweep);
+    run_team(sweep, order, states);
   }
+  // Emits one segment, ascending, from the state that fill(state) writes; leaves the totals alone.
+  // Inside the open of a sweep of this schedule, where the work space that it takes is free.
+  template <class Sweep, class Fill>
+  void run_alone(Sweep& sweep, Index head, Index segment, int thread, Fill&& fill) {
+    fill(running(thread, 1));
+    run_segment(sweep, head, segment, ScanOrder::ascending, nullptr, thread);
+  }
+  Index segments() const { return segments_.count; }
 
   // Bytes that are allocated with the present thread count; `rounded`: round_totals() is called.
   static double bytes(Index heads, Index tokens, Index chunk, Index group, Index state_floats,
@@ -152,6 +173,21 @@ class ScanSchedule {
     return sums_.data() + (2 * thread + turn) * state_floats_;
   }
 
+  // A range of groups or chunks in the order of a scan.
+  struct Walk {
+    Index first, count;
+    bool down;
+    Index at(Index i) const { return down ? first + count - 1 - i : first + i; }
+  };
+  Walk groups_of(Index segment, ScanOrder order) const {
+    const Index first = segments_.first(segment);
+    return {first, segments_.end(segment) - first, order == ScanOrder::descending};
+  }
+  Walk chunks_of(Index g, ScanOrder order) const {
+    const Index first = g * group_;
+    return {first, std::min(group_, chunks_ - first), order == ScanOrder::descending};
+  }
+
   // Factors of the chunks of a group, each alone and with those before it.
   struct GroupFactors {
     Index count = 0;
@@ -161,17 +197,27 @@ class ScanSchedule {
     float whole() const { return all[count - 1]; }
   };
   template <class Sweep>
-  GroupFactors factors(Sweep& sweep, Index head, Index g) const {
+  static GroupFactors factors(Sweep& sweep, Index head, const Walk& chunks) {
     GroupFactors f;
     float all = 1;
-    for (Index c = g * group_; c < std::min((g + 1) * group_, chunks_); ++c) {
-      const float factor = sweep.factor(head, c);
+    for (Index i = 0; i < chunks.count; ++i) {
+      const float factor = sweep.factor(head, chunks.at(i));
       f.any = f.any || factor != 1.0f;
       all *= factor;
       f.one[f.count] = factor;
       f.all[f.count++] = all;
     }
     return f;
+  }
+  template <class Sweep>
+  static void open(Sweep& sweep, Index head, Index segment, int thread) {
+    if constexpr (requires { sweep.open(head, segment, thread); })
+      sweep.open(head, segment, thread);
+  }
+  void keep_state(const float* state, Index head, Index segment, float* states) const {
+    if (states != nullptr)
+      std::copy_n(state, state_floats_,
+                  states + (head * segments_.count + segment) * state_floats_);
   }
 
   // Without a factor an addition: it does not compete with the multiply-adds of the products.
@@ -196,25 +242,33 @@ class ScanSchedule {
   }
 
   template <class Sweep>
-  void run_head(Sweep& sweep, Index head, int thread) {
+  void run_head(Sweep& sweep, Index head, ScanOrder order, float* states, int thread) {
     float* const own = running(thread, 0);
-    for (Index segment = 0; segment < segments_.count; ++segment) {
-      const double decay = run_segment(sweep, head, segment, total(head), own, thread);
+    const Walk segments{0, segments_.count, order == ScanOrder::descending};
+    for (Index i = 0; i < segments.count; ++i) {
+      const Index segment = segments.at(i);
+      open(sweep, head, segment, thread);
+      round_total(total(head), running(thread, 1), state_floats_);
+      keep_state(running(thread, 1), head, segment, states);
+      const double decay = run_segment(sweep, head, segment, order, own, thread);
       add_to_total(total(head), decay, own, state_floats_);
     }
   }
 
-  // Emits a segment from the state before it; own = its own sum. Returns its factor.
+  // Emits a segment from the state before it, which lies in running(thread, 1); own, unless it is
+  // null, = its own sum. Returns its factor.
   template <class Sweep>
-  double run_segment(Sweep& sweep, Index head, Index segment, const double* before, float* own,
+  double run_segment(Sweep& sweep, Index head, Index segment, ScanOrder order, float* own,
                      int thread) {
     float* state = running(thread, 1);
     float* next = running(thread, group_ + 1);
-    round_total(before, state, state_floats_);
-    std::fill_n(own, state_floats_, 0.0f);
+    if (own != nullptr) std::fill_n(own, state_floats_, 0.0f);
     double decay = 1;
-    for (Index g = segments_.first(segment); g < segments_.end(segment); ++g) {
-      const GroupFactors f = factors(sweep, head, g);
+    const Walk groups = groups_of(segment, order);
+    for (Index i = 0; i < groups.count; ++i) {
+      const Index g = groups.at(i);
+      const Walk chunks = chunks_of(g, order);
+      const GroupFactors f = factors(sweep, head, chunks);
       float* after[kMaxGroup];  // the state behind each chunk
       for (Index s = 0; s < f.count; ++s)
         after[s] = s + 1 == f.count ? next : running(thread, 2 + s);
@@ -222,7 +276,7 @@ class ScanSchedule {
       const auto increment = [&](auto scaled) {
         constexpr bool kScaled = decltype(scaled)::value;
         sweep.increment(head, g, thread, f.data(), [&](Index s, Index offset) {
-          float* const total = s + 1 == f.count ? own + offset : nullptr;
+          float* const total = own != nullptr && s + 1 == f.count ? own + offset : nullptr;
           return [factor = f.all[s], from = state + offset, to = after[s] + offset, total](
                      Index at, Vec sum) {
             store(to + at, advance<kScaled>(factor, from + at, sum));
@@ -233,7 +287,7 @@ class ScanSchedule {
       f.any ? increment(std::true_type{}) : increment(std::false_type{});
       for (Index s = 0; s < f.count; ++s) {
         Ahead soon;
-        sweep.emit(head, g * group_ + s, s == 0 ? state : after[s - 1], thread, &soon);
+        sweep.emit(head, chunks.at(s), s == 0 ? state : after[s - 1], thread, &soon);
       }
       std::swap(state, next);
       decay *= static_cast<double>(f.whole());
@@ -242,37 +296,53 @@ class ScanSchedule {
   }
 
   template <class Sweep>
-  void run_team(Sweep& sweep) {
+  void run_team(Sweep& sweep, ScanOrder order, float* states) {
 #pragma omp parallel
     {
       const Index thread = omp_get_thread_num(), threads = omp_get_num_threads();
-      for (Index head = 0; head < heads_; ++head) run_member(sweep, head, thread, threads);
+      for (Index head = 0; head < heads_; ++head)
+        run_member(sweep, head, order, states, thread, threads);
     }
   }
 
   // What one thread of a team does for a head. Sweeps do not throw, nor does this.
   template <class Sweep>
-  void run_member(Sweep& sweep, Index head, Index thread, Index threads) noexcept {
+  void run_member(Sweep& sweep, Index head, ScanOrder order, float* states, Index thread,
+                  Index threads) noexcept {
     const int worker = static_cast<int>(thread);
     float* const state = running(worker, 1);
     double* const before = before_.data() + thread * state_floats_;
     std::copy_n(total(head), state_floats_, before);
-    for (Index window = 0; window < segments_.count; window += threads) {
-      const Index segment = window + thread, turn = window / threads % 2;
+    const Walk segments{0, segments_.count, order == ScanOrder::descending};
+    // Segments with even numbers, the wide ones, are the first thread's.
+    const Index start = segments.down && segments.count % 2 == 0 ? -1 : 0;
+    Index turn = 0;
+    for (Index window = start; window < segments.count; window += threads, turn = 1 - turn) {
+      const Index at = window + thread;
+      const bool any = at >= 0 && at < segments.count;
       float* const own = sum(thread, turn);
-      if (thread == 0) {  // what comes before it is known
-        run_segment(sweep, head, segment, before, own, worker);
-      } else {
-        sum_segment(sweep, head, segment, own, worker);
+      if (any) {
+        const Index segment = segments.at(at);
+        open(sweep, head, segment, worker);
+        if (thread == 0) {  // what comes before it is known
+          round_total(before, state, state_floats_);
+          keep_state(state, head, segment, states);
+          run_segment(sweep, head, segment, order, own, worker);
+        } else {
+          sum_segment(sweep, head, segment, order, own, worker);
+        }
       }
 #pragma omp barrier
       // Every thread adds up the sums of all for itself.
-      const Index ready = std::min(threads, segments_.count - window);
-      for (Index s = 0; s < ready; ++s) {
-        const double decay = decay_of(sweep, head, window + s);
-        add_to_total(before, decay, sum(s, turn), state_floats_, s == thread ? state : nullptr);
+      for (Index s = std::max<Index>(0, -window); s < threads && window + s < segments.count; ++s) {
+        const double decay = decay_of(sweep, head, segments.at(window + s), order);
+        add_to_total(before, decay, sum(s, turn), state_floats_,
+                     thread > 0 && s == thread ? state : nullptr);
       }
-      if (thread > 0) emit_segment(sweep, head, segment, state, worker);
+      if (any && thread > 0) {
+        keep_state(state, head, segments.at(at), states);
+        emit_segment(sweep, head, segments.at(at), order, state, worker);
+      }
     }
     if (thread == 0) std::copy_n(before, state_floats_, total(head));
 #pragma omp barrier  // the next head writes into sums that may still be read
@@ -280,12 +350,14 @@ class ScanSchedule {
 
   // Keeps the increments of a segment; own = their sum.
   template <class Sweep>
-  void sum_segment(Sweep& sweep, Index head, Index segment, float* own, int thread) {
+  void sum_segment(Sweep& sweep, Index head, Index segment, ScanOrder order, float* own,
+                   int thread) {
     std::fill_n(own, state_floats_, 0.0f);
-    const Index first = segments_.first(segment);
-    for (Index g = first; g < segments_.end(segment); ++g) {
-      const GroupFactors f = factors(sweep, head, g);
-      float* const keep = kept(thread, (g - first) * group_);
+    const Walk groups = groups_of(segment, order);
+    for (Index i = 0; i < groups.count; ++i) {
+      const Index g = groups.at(i);
+      const GroupFactors f = factors(sweep, head, chunks_of(g, order));
+      float* const keep = kept(thread, i * group_);
       sweep.load(head, g, thread);
       sweep.increment(head, g, thread, f.data(), [&](Index c, Index offset) {
         float* const sum_of_all = c + 1 == f.count ? own + offset : nullptr;
@@ -300,16 +372,18 @@ class ScanSchedule {
 
   // Emits a segment whose increments were kept, from the state before it.
   template <class Sweep>
-  void emit_segment(Sweep& sweep, Index head, Index segment, float* state, int thread) {
+  void emit_segment(Sweep& sweep, Index head, Index segment, ScanOrder order, float* state,
+                    int thread) {
     float* const inside = running(thread, 2);
-    const Index first = segments_.first(segment);
-    for (Index g = first; g < segments_.end(segment); ++g) {
-      const GroupFactors f = factors(sweep, head, g);
-      sweep.load(head, g, thread);
+    const Walk groups = groups_of(segment, order);
+    for (Index i = 0; i < groups.count; ++i) {
+      const Walk chunks = chunks_of(groups.at(i), order);
+      const GroupFactors f = factors(sweep, head, chunks);
+      sweep.load(head, groups.at(i), thread);
       for (Index c = 0; c < f.count; ++c) {
-        const float* const increment = kept(thread, (g - first) * group_ + c);
+        const float* const increment = kept(thread, i * group_ + c);
         Ahead soon;
-        sweep.emit(head, g * group_ + c, c == 0 ? state : inside, thread, &soon);
+        sweep.emit(head, chunks.at(c), c == 0 ? state : inside, thread, &soon);
         float* const to = c + 1 == f.count ? state : inside;
         for (Index e = 0; e < state_floats_; e += kLanes)
           store(to + e, advance(f.all[c], state + e, load(increment + e)));
@@ -318,10 +392,11 @@ class ScanSchedule {
   }
 
   template <class Sweep>
-  double decay_of(Sweep& sweep, Index head, Index segment) const {
+  double decay_of(Sweep& sweep, Index head, Index segment, ScanOrder order) const {
     double decay = 1;
-    for (Index g = segments_.first(segment); g < segments_.end(segment); ++g)
-      decay *= static_cast<double>(factors(sweep, head, g).whole());
+    const Walk groups = groups_of(segment, order);
+    for (Index i = 0; i < groups.count; ++i)
+      decay *= static_cast<double>(factors(sweep, head, chunks_of(groups.at(i), order)).whole());
     return decay;
   }
 

@@ -50,11 +50,11 @@ void SeaAttention::fill_values(const Inputs& in) {
   });
 }
 
-void SeaAttention::kernel(const Inputs& in, TensorView out, float* inverse_norm) {
+void SeaAttention::kernel(const Inputs& in, TensorView out, LinearScanSaved* saved) {
   fill_values(in);
   Inputs scanned = in;
   scanned.v = values_.view();
-  scan_.forward(scanned, out, inverse_norm);
+  scan_.forward(scanned, out, saved);
   if (options_.source != Source::identity) return;
   for (Index c = 0; c < problem_.d_v; ++c) {  // bins at the borders hold less
     double sum = 0;
@@ -332,7 +332,7 @@ void SeaAttention::run(const Inputs& in, TensorView out, SeaSaved* saved, const 
   grow();
   start(0);
   if (has_estimator() && saved != nullptr) {
-    kernel(in, saved->kernel, saved->inverse_norm.data());
+    kernel(in, saved->kernel, saved->scan.get());
   } else if (has_kernel()) {
     kernel(in, kernel_, nullptr);
   }

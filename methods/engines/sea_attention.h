@@ -50,11 +50,11 @@ std::vector<std::string> sea_stage_names();
 
 // What a call leaves for backward.
 struct SeaSaved final : Saved {
-  Tensor kernel;                     // [batch, heads, n, 2 d_v]
-  AlignedArray<float> inverse_norm;  // [batch, heads, n]
-  AlignedArray<float> gates;         // [batch, n, heads, 2]: s_prob, s_mix
-  AlignedArray<std::uint32_t> kept;  // [batch, n, heads, words]: one bit per cell
-  AlignedArray<float> pool;          // [batch, heads, wide cells]: mean probability (not causal)
+  Tensor kernel;                          // [batch, heads, n, 2 d_v]
+  std::unique_ptr<LinearScanSaved> scan;  // of the attention that made it
+  AlignedArray<float> gates;              // [batch, n, heads, 2]: s_prob, s_mix
+  AlignedArray<std::uint32_t> kept;       // [batch, n, heads, words]: one bit per cell
+  AlignedArray<float> pool;  // [batch, heads, wide cells]: mean probability (not causal)
 };
 
 struct SeaWork;
@@ -95,11 +95,12 @@ class SeaAttention {
   const SeaShape& shape() const { return shape_; }
   const SeaOptions& options() const { return options_; }
   // Kernel attention of a call -> [batch, heads, n, 2 d_v].
-  void kernel(const Inputs& in, TensorView out, float* inverse_norm);
+  void kernel(const Inputs& in, TensorView out, LinearScanSaved* saved);
   // Its gradient: dout [batch, heads, n, 2 d_v] -> dq, dk, and dvalues like out. The gradient of
   // learned position values is added to theirs.
   void kernel_backward(const Inputs& in, ConstTensorView out, ConstTensorView dout,
-                       const float* inverse_norm, TensorView dq, TensorView dk, TensorView dvalues);
+                       const LinearScanSaved& saved, TensorView dq, TensorView dk,
+                       TensorView dvalues);
   // Keys of cell c in row t: [first, last).
   std::pair<Index, Index> cell_keys(Index c, Index t) const;
 

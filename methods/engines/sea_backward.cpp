@@ -30,12 +30,12 @@ double dot(const float* a, const float* b, Index count) {
 }  // namespace
 
 void SeaAttention::kernel_backward(const Inputs& in, ConstTensorView out, ConstTensorView dout,
-                                   const float* inverse_norm, TensorView dq, TensorView dk,
+                                   const LinearScanSaved& saved, TensorView dq, TensorView dk,
                                    TensorView dvalues) {
   fill_values(in);
   Inputs scanned = in;
   scanned.v = values_.view();
-  scan_.backward(scanned, out, dout, inverse_norm, {dq, dk, dvalues, {}});
+  scan_.backward(scanned, out, dout, saved, {dq, dk, dvalues, {}});
   if (options_.position != SeaOptions::Position::learned) return;
   const Index n = problem_.n, d = problem_.d_v;
   parallel_for(n, [&](Index i, int) {
@@ -239,7 +239,7 @@ void SeaAttention::estimator_backward(const Inputs& in, const SeaSaved& saved,
   };
   put(tape_.grad(kernel_leaf), 2 * d, dkernel_, false);
   put(tape_.grad(v_leaf), d, grads.dv, true);
-  kernel_backward(in, saved.kernel, dkernel_, saved.inverse_norm.data(), dq_, dk_, dvalues_);
+  kernel_backward(in, saved.kernel, dkernel_, *saved.scan, dq_, dk_, dvalues_);
   const Index items = (n + 255) / 256;
   parallel_for(heads_ * items, [&](Index item, int) {
     const Index bh = item / items, first = item % items * 256, last = std::min(n, first + 256);

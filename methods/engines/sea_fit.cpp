@@ -79,7 +79,7 @@ class Fit {
   // k and v, overwritten.
   double approximate(const Inputs& in, ConstTensorView teacher_q, ConstTensorView teacher_k,
                      double weight, const Gradients* grads) {
-    attention_.kernel(in, saved_->kernel, saved_->inverse_norm.data());
+    attention_.kernel(in, saved_->kernel, saved_->scan.get());
     const SeaShape& s = attention_.shape();
     const Index rows = s.rows(), d = p_.d_v;
     for (Index bh = 0; bh < p_.batch * p_.heads; ++bh)
@@ -106,8 +106,7 @@ class Fit {
           for (Index r = 0; r < rows; ++r)
             std::copy_n(grad + (bh * rows + r) * 2 * d, 2 * d,
                         dkernel_.view().head(bh).row(r * s.skip).data());
-      attention_.kernel_backward(in, saved_->kernel, dkernel_, saved_->inverse_norm.data(), dq_,
-                                 dk_, dvalues_);
+      attention_.kernel_backward(in, saved_->kernel, dkernel_, *saved_->scan, dq_, dk_, dvalues_);
     }
     if (grads == nullptr) return loss;
     std::copy_n(dq_.data(), dq_.size(), grads->dq.data());

@@ -83,7 +83,9 @@ double SeaAttention::bytes(const Problem& p, const SeaOptions& o, bool gradients
     floats(heads * s.rows() * 2 + heads * o.cells + s.rows());
     if (o.skip > 1) floats(heads * s.rows() * 3 * p.d_v);
     all += static_cast<double>(o.cells);
-    floats(rows * 2 * p.d_v + rows);  // saved: kernel attention
+    floats(rows * 2 * p.d_v);  // saved: kernel attention
+    all += LinearScan::saved_bytes(kernel_problem(p), *make_sea_features(o.relu, o.features),
+                                   scan_options());
   }
   floats(2 * rows + rows * ((o.cells + 31) / 32));
   if (uses_pool(p, o)) floats(heads * wide);
@@ -185,7 +187,7 @@ std::unique_ptr<SeaSaved> SeaAttention::make_saved() const {
   const Index rows = heads_ * problem_.n;
   if (has_estimator()) {
     saved->kernel = Tensor(values_.shape());
-    saved->inverse_norm = AlignedArray<float>(rows);
+    saved->scan = scan_.make_saved();
   }
   saved->gates = AlignedArray<float>(rows * 2);
   saved->kept = AlignedArray<std::uint32_t>(rows * words());

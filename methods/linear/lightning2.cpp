@@ -59,12 +59,13 @@ class Lightning2 final : public Method {
     scan_.prepare(problem, map_, options(problem.heads), env.gradients);
   }
   // Time O((n + n_kv) d_k d_v), extra memory: states of d_k d_v floats, see linear_scan.h.
-  void forward(const Inputs& in, TensorView out, Saved*) override {
-    scan_.forward(in, out, nullptr);
+  std::unique_ptr<Saved> make_saved() const override { return scan_.make_saved(); }
+  void forward(const Inputs& in, TensorView out, Saved* saved) override {
+    scan_.forward(in, out, static_cast<LinearScanSaved*>(saved));
   }
-  void backward(const Inputs& in, ConstTensorView out, ConstTensorView dout, const Saved&,
+  void backward(const Inputs& in, ConstTensorView out, ConstTensorView dout, const Saved& saved,
                 const Gradients& grads) override {
-    scan_.backward(in, out, dout, nullptr, grads);
+    scan_.backward(in, out, dout, static_cast<const LinearScanSaved&>(saved), grads);
   }
   std::unique_ptr<Decoder> make_decoder(const DecodeConfig& config) const override {
     return make_linear_decoder(config, make_elementwise_map("identity"), options(config.heads));
@@ -82,7 +83,9 @@ class Lightning2 final : public Method {
   double extra_bytes(const Problem& p, Pass pass) const override {
     const auto map = make_elementwise_map("identity");
     if (pass == Pass::decode) return linear_decoder_bytes(p, *map);
-    return LinearScan::work_bytes(p, *map, options(p.heads), pass != Pass::forward);
+    const bool gradients = pass != Pass::forward;
+    return LinearScan::work_bytes(p, *map, options(p.heads), gradients) +
+           (gradients ? LinearScan::saved_bytes(p, *map, options(p.heads)) : 0);
   }
   double flops(const Problem& p, Pass pass) const override {
     return LinearScan::flops(p, p.d_k, false, pass);

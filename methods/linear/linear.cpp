@@ -22,11 +22,6 @@ struct Params {
   Index chunk = 0;
 };
 
-struct LinearSaved final : Saved {
-  explicit LinearSaved(Index rows) : inverse_norm(rows) {}
-  AlignedArray<float> inverse_norm;  // [batch * heads * n]: one over the normaliser
-};
-
 class Linear final : public Method {
  public:
   explicit Linear(const Params& params) : params_(params) {}
@@ -49,20 +44,22 @@ class Linear final : public Method {
   }
 
   std::unique_ptr<Saved> make_saved() const override {
-    return std::make_unique<LinearSaved>(problem_.batch * problem_.heads * problem_.n);
+    if (!sequential()) return scan_.make_saved();
+    auto saved = std::make_unique<LinearScanSaved>();
+    saved->inverse_norm = AlignedArray<float>(problem_.batch * problem_.heads * problem_.n);
+    return saved;
   }
   // Time O((n + n_kv) f d_v), f features; extra memory: states of f d_v floats, see linear_scan.h.
   void forward(const Inputs& in, TensorView out, Saved* saved) override {
-    float* const norm =
-        saved == nullptr ? nullptr : static_cast<LinearSaved&>(*saved).inverse_norm.data();
-    if (sequential()) return recurrence_.forward(in, out, norm);
-    scan_.forward(in, out, norm);
+    auto* const own = static_cast<LinearScanSaved*>(saved);
+    if (!sequential()) return scan_.forward(in, out, own);
+    recurrence_.forward(in, out, own == nullptr ? nullptr : own->inverse_norm.data());
   }
   void backward(const Inputs& in, ConstTensorView out, ConstTensorView dout, const Saved& saved,
                 const Gradients& grads) override {
-    const float* const norm = static_cast<const LinearSaved&>(saved).inverse_norm.data();
-    if (sequential()) return recurrence_.backward(in, out, dout, norm, grads);
-    scan_.backward(in, out, dout, norm, grads);
+    const auto& own = static_cast<const LinearScanSaved&>(saved);
+    if (!sequential()) return scan_.backward(in, out, dout, own, grads);
+    recurrence_.backward(in, out, dout, own.inverse_norm.data(), grads);
   }
   std::unique_ptr<Decoder> make_decoder(const DecodeConfig& config) const override {
     return make_linear_decoder(config, make_map(config.d_k), options());
@@ -81,12 +78,13 @@ class Linear final : public Method {
   }
   double extra_bytes(const Problem& p, Pass pass) const override {
     if (pass == Pass::decode) return linear_decoder_bytes(p, *make_map(p.d_k));
-    const double saved = 4.0 * static_cast<double>(p.batch * p.heads * p.n);
     const bool gradients = pass != Pass::forward;
-    const double work = sequential()
-                            ? LinearRecurrence::work_bytes(p, *make_map(p.d_k))
-                            : LinearScan::work_bytes(p, *make_map(p.d_k), options(), gradients);
-    return work + (gradients ? saved : 0);
+    const auto map = make_map(p.d_k);
+    if (sequential())
+      return LinearRecurrence::work_bytes(p, *map) +
+             (gradients ? 4.0 * static_cast<double>(p.batch * p.heads * p.n) : 0);
+    return LinearScan::work_bytes(p, *map, options(), gradients) +
+           (gradients ? LinearScan::saved_bytes(p, *map, options()) : 0);
   }
   double flops(const Problem& p, Pass pass) const override {
     return LinearScan::flops(p, features(p.d_k), true, pass);

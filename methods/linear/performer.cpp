@@ -26,11 +26,6 @@ struct Params {
   Index chunk = 0;
 };
 
-struct PerformerSaved final : Saved {
-  explicit PerformerSaved(Index rows) : inverse_norm(rows) {}
-  AlignedArray<float> inverse_norm;  // [batch * heads * n]: one over the normaliser
-};
-
 class Performer final : public Method {
  public:
   explicit Performer(const Params& params) : params_(params) {}
@@ -50,21 +45,16 @@ class Performer final : public Method {
     scan_.prepare(problem, map_, options(), env.gradients);
   }
 
-  std::unique_ptr<Saved> make_saved() const override {
-    return std::make_unique<PerformerSaved>(problem_.batch * problem_.heads * problem_.n);
-  }
+  std::unique_ptr<Saved> make_saved() const override { return scan_.make_saved(); }
   // Time O((n + n_kv) f (d_k + d_v)), f features; extra memory: states of f d_v floats.
   void forward(const Inputs& in, TensorView out, Saved* saved) override {
     draw(round_of(in));
-    scan_.forward(
-        in, out,
-        saved == nullptr ? nullptr : static_cast<PerformerSaved&>(*saved).inverse_norm.data());
+    scan_.forward(in, out, static_cast<LinearScanSaved*>(saved));
   }
   void backward(const Inputs& in, ConstTensorView out, ConstTensorView dout, const Saved& saved,
                 const Gradients& grads) override {
     draw(round_of(in));
-    scan_.backward(in, out, dout, static_cast<const PerformerSaved&>(saved).inverse_norm.data(),
-                   grads);
+    scan_.backward(in, out, dout, static_cast<const LinearScanSaved&>(saved), grads);
   }
   std::unique_ptr<Decoder> make_decoder(const DecodeConfig& config) const override {
     std::shared_ptr<FeatureMap> map = make_map(config.logit_scale());
@@ -91,7 +81,7 @@ class Performer final : public Method {
     const bool gradients = pass != Pass::forward;
     return LinearScan::work_bytes(p, *map, options(), gradients) +
            map->bytes(p.d_k, heads, p.n_kv) +
-           (gradients ? 4.0 * static_cast<double>(heads * p.n) : 0);
+           (gradients ? LinearScan::saved_bytes(p, *map, options()) : 0);
   }
   double flops(const Problem& p, Pass pass) const override {
     const double rows = static_cast<double>(p.batch * p.heads * (p.n + p.n_kv));

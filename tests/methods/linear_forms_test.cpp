@@ -135,8 +135,9 @@ TEST_CASE("equal tokens do not bias the prefix sums of the chunked form", "[meth
 
 TEST_CASE("long causal scans are strictly causal and the same for any number of threads",
           "[methods][linear]") {
+  const Index n = GENERATE(1900, 2111);  // an even and an odd number of segments
   for (const std::string name : {"linear", "performer", "lightning2", "deltanet"}) {
-    const Problem p = one_head(2111, 16, 24);
+    const Problem p = one_head(n, 16, 24);
     const QKV in = random_inputs(p, 4);
     Tensor dout(1, 1, p.n, p.d_v);
     fill_normal(5, dout.data(), dout.size());
@@ -153,7 +154,7 @@ TEST_CASE("long causal scans are strictly causal and the same for any number of 
       require_same_bits(more.dk, one.dk, p.n);
       require_same_bits(more.dv, one.dv, p.n);
     }
-    for (const Index from : {1, 517, 1100, 2110}) {
+    for (const Index from : {Index{1}, Index{517}, Index{1100}, n - 1}) {
       INFO(name << " changed from token " << from);
       for (const float value : {kNaN, 1e3f}) {
         QKV changed = in;
@@ -165,6 +166,27 @@ TEST_CASE("long causal scans are strictly causal and the same for any number of 
         }
       }
     }
+  }
+}
+
+TEST_CASE("gradients of long causal scans equal the reference, with padding and ragged ends",
+          "[methods][linear]") {
+  const Index n = GENERATE(300, 1900);  // one and several segments
+  for (const std::string name : {"linear", "performer", "lightning2"}) {
+    Problem p = one_head(n, 20, 24);
+    p.heads = 2;
+    QKV in = random_inputs(p, 8);
+    pad_keys(p, 6, 0.2, &in);
+    Tensor dout(1, 2, p.n, p.d_v);
+    fill_normal(9, dout.data(), dout.size());
+    const Settings settings = name == "performer" ? Settings{{"eps", 0.0}} : Settings{};
+    const Outcome got = run_method(name, settings, p, in, &dout);
+    const auto want = reference::references().at(name).gradient(
+        resolved(name, settings), double_call(p, in), cast<double>(dout));
+    INFO(name << ", " << n << " tokens");
+    CHECK(relative_error(got.dq, want.dq) <= 1e-5);
+    CHECK(relative_error(got.dk, want.dk) <= 1e-5);
+    CHECK(relative_error(got.dv, want.dv) <= 1e-5);
   }
 }
 
