@@ -60,6 +60,31 @@ inline void chunk_scores(const float* k, Index ldk, const float* qt, Index depth
   });
 }
 
+// The same query by key, scores[i, j] for j <= i, from keys as columns, kt [depth, chunk]; zero
+// behind the diagonal inside its vectors.
+inline void chunk_scores_by_query(const float* q, Index ldq, const float* kt, Index depth,
+                                  Index chunk, float* scores) {
+  constexpr int kRows = 8;
+  const IntVec lanes = lane_numbers();
+  with_stride<kWidth, kWidthPlus>(ldq, [&](auto stride) {
+    for (Index i = 0; i < chunk; i += kRows) {
+      const Index diagonal = i / kLanes * kLanes;
+      for_column_blocks(diagonal + kLanes, [&](Index c, auto vectors) {
+        constexpr int kVectors = decltype(vectors)::value;
+        constexpr int kBlock = kVectors * kRows <= (kRegisters == 32 ? 24 : 8) ? kRows : 4;
+        for (Index r = 0; r < kRows; r += kBlock)
+          product_block<kBlock, kVectors, false>(q + (i + r) * stride, stride, 1, depth, kt + c,
+                                                 chunk, scores + (i + r) * chunk + c, chunk);
+      });
+      for (int r = 0; r < kRows; ++r) {
+        float* const place = scores + (i + r) * chunk + diagonal;
+        const Vec row = load(place);
+        store(place, lanes <= static_cast<int>(i - diagonal) + r - IntVec{} ? row : Vec{});
+      }
+    }
+  });
+}
+
 // sums[i] += sum_{j <= i} scores[j, i].
 inline void add_score_sums(const float* scores, Index chunk, float* sums) {
   const IntVec lanes = lane_numbers();
@@ -94,6 +119,15 @@ inline void decay_scores(const float* powers, Index chunk, float* scores) {
     for (Index i = j / kLanes * kLanes; i < chunk; i += kLanes) {
       float* const place = scores + j * chunk + i;
       store(place, load(place) * load(powers + (i - j)));
+    }
+}
+
+// scores[i, j] *= decay^(i - j); powers[e] = decay^(chunk - e), with kLanes floats behind it.
+inline void decay_scores_by_query(const float* powers, Index chunk, float* scores) {
+  for (Index i = 0; i < chunk; ++i)
+    for (Index j = 0; j <= i; j += kLanes) {
+      float* const place = scores + i * chunk + j;
+      store(place, load(place) * load(powers + (chunk - i + j)));
     }
 }
 

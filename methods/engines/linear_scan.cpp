@@ -114,19 +114,12 @@ struct LinearScan::Outputs {
     engine::transpose(w.q, s.wide_f, s.chunk, s.wide_f, w.qt, s.chunk);
     const Decay d = decay(bh);
     const float* const keys = w.k + range.inside(c) * s.wide_f;
-    const Index square = s.chunk * s.chunk;
-    float* const scores =
-        saved != nullptr ? saved->scores.data() + (bh * s.chunks + c) * square : w.scores;
-    engine::chunk_scores(keys, s.wide_f, w.qt, s.features, s.chunk, scores);
-    if (d) engine::decay_scores(d.up, s.chunk, scores);
-    if (saved != nullptr) {
-      engine::clear_above_diagonal(scores, s.chunk);
-      if (c + 1 < s.chunks) soon->add(scores + square, square);
-    }
+    engine::chunk_scores(keys, s.wide_f, w.qt, s.features, s.chunk, w.scores);
+    if (d) engine::decay_scores(d.up, s.chunk, w.scores);
     if (call.normalize) {
       engine::column_dots(state + s.features * s.wide_v, w.qt, s.features, s.chunk,
                           static_cast<float>(scan.options_.eps), w.norm);
-      engine::add_score_sums(scores, s.chunk, w.norm);
+      engine::add_score_sums(w.scores, s.chunk, w.norm);
       invert_norm(bh, first, count, s.chunk, w.norm);
     }
     const bool direct = count == s.chunk && p.d_v == s.wide_v;
@@ -134,7 +127,7 @@ struct LinearScan::Outputs {
     request_queries(bh, first + s.chunk, s.chunk, soon);
     engine::chunk_outputs<Local::up_to>(
         Factors{w.qt, NextTo{}, s.chunk}, s.features, state, s.wide_v, d ? d.up + 1 : nullptr,
-        Factors{scores, NextTo{}, s.chunk},
+        Factors{w.scores, NextTo{}, s.chunk},
         values(bh, c / range.group, w) + range.inside(c) * s.wide_v, s.wide_v, s.chunk,
         call.normalize ? w.norm : nullptr, rows, s.wide_v, *soon);
     if (!direct) store_rows(rows, count, s.wide_v, p.d_v, to);
@@ -179,7 +172,6 @@ LinearScan::Sizes LinearScan::sizes_of(const Problem& problem, const FeatureMap&
   s.sum_chunk = s.group * s.chunk;
   s.state = s.features * s.wide_v + s.wide_f;
   s.state_plus = s.wide_plus * s.wide_f;
-  s.chunks = (problem.n + s.chunk - 1) / s.chunk;
   s.segments = s.near = 1;
   if (problem.causal) {
     const engine::ScanSegments segments((problem.n + s.sum_chunk - 1) / s.sum_chunk, s.sum_chunk);
@@ -231,7 +223,7 @@ void LinearScan::prepare(const Problem& problem, std::shared_ptr<FeatureMap> map
     float* const up = powers_.data() + static_cast<Index>(h) * floats + kLanes;
     for (Index e = 0; e <= s.sum_chunk; ++e)
       up[e] = static_cast<float>(std::pow(options.decay[h], static_cast<double>(e)));
-    for (Index a = 0; a < s.chunk; ++a) up[s.sum_chunk + 1 + a] = up[s.chunk - a];
+    for (Index a = 0; a <= s.chunk; ++a) up[s.sum_chunk + 1 + a] = up[s.chunk - a];
   }
 }
 
@@ -262,8 +254,7 @@ double LinearScan::work_bytes(const Problem& p, const FeatureMap& map,
 double LinearScan::saved_bytes(const Problem& p, const FeatureMap& map,
                                const LinearScanOptions& options) {
   const Sizes s = sizes_of(p, map, options, true);
-  const Index floats = (options.normalize ? p.n : 0) + s.segments * s.state +
-                       (p.causal ? s.chunks * s.chunk * s.chunk : 0);
+  const Index floats = (options.normalize ? p.n : 0) + s.segments * s.state;
   return 4.0 * static_cast<double>(p.batch * p.heads * floats);
 }
 
@@ -316,7 +307,6 @@ std::unique_ptr<LinearScanSaved> LinearScan::make_saved() const {
   const Index heads = head_count();
   auto saved = std::make_unique<LinearScanSaved>();
   saved->inverse_norm = AlignedArray<float>(options_.normalize ? heads * problem_.n : 0);
-  saved->scores = AlignedArray<float>(problem_.causal ? heads * s.chunks * s.chunk * s.chunk : 0);
   saved->states = AlignedArray<float>(heads * s.segments * s.state);
   return saved;
 }

@@ -27,10 +27,10 @@ namespace engine {
 // Powers of the decay of one head, or none.
 struct Decay {
   const float* up = nullptr;    // up[e] = decay^e; kLanes zeros in front
-  const float* down = nullptr;  // down[a] = decay^(chunk - a)
+  const float* down = nullptr;  // down[a] = decay^(chunk - a), a <= chunk; zeros behind
 
   explicit operator bool() const { return up != nullptr; }
-  static Index floats(Index rows) { return kLanes + (2 * rows + kLanes) / kLanes * kLanes; }
+  static Index floats(Index rows) { return (2 * rows + 3 * kLanes) / kLanes * kLanes; }
 };
 
 }  // namespace engine
@@ -46,9 +46,6 @@ struct LinearScanOptions {
 struct LinearScanSaved final : Saved {
   // [batch * heads * n]: one over the normaliser of each row, 0 for a row without one.
   AlignedArray<float> inverse_norm;
-  // Causal, [batch * heads, chunks, chunk, chunk]: weights inside a chunk before the division, key
-  // by query, zero above the diagonal.
-  AlignedArray<float> scores;
   // [batch * heads, segments, state]: the state before each; not causal: that of all keys.
   AlignedArray<float> states;
 };
@@ -83,7 +80,6 @@ class LinearScan {
     Index plus, wide_plus;           // d_v and, with a normaliser, one more column; rounded up
     Index chunk, group, sum_chunk;   // tokens of a chunk, chunks of a group, tokens of a group
     Index state, state_plus;         // floats of [features, wide_v] and z, of [wide_plus, wide_f]
-    Index chunks;                    // of the queries
     Index segments;                  // saved states of a head
     Index near;                      // groups that backward keeps near
     Index work;                      // floats of one thread
@@ -99,8 +95,8 @@ class LinearScan {
     float* gt;       // [wide_plus, chunk]
     float* kt;       // [wide_f, group]
     float* scaled;   // [group, max(wide_f, wide_plus)]: rows times their decay
-    float* scores;   // [chunk, chunk], transposed
-    float* dscores;  // [rows, chunk]: likewise, of every chunk
+    float* scores;   // [chunk, chunk]
+    float* dscores;  // [rows, chunk]: transposed, of every chunk
     float* turned;   // [wide_v, group]
     float* tile;     // [group, max(wide_f, wide_v)]
     float* norm;     // [group]

@@ -163,11 +163,8 @@ struct LinearScan::KeyGradient {
       g = w.scaled;
     }
     engine::Ahead ahead;
-    const Problem& p = call.problem;
-    if (local) {
-      const Index floats = range.rows() * s.chunk;
-      if (group > 0) ahead.add(scores(bh, (group - 1) * range.group), floats);
-    } else {
+    if (!local) {
+      const Problem& p = call.problem;
       const Index next = range.group_first(group + 1);
       const Index rows = std::min(range.rows(), range.limit - next);
       ahead.add(call.rows(call.in.q, bh, next), rows * p.d_k);
@@ -176,11 +173,6 @@ struct LinearScan::KeyGradient {
     }
     engine::chunk_increment(g, s.wide_plus, s.plus, w.q + from * s.wide_f, s.wide_f, s.wide_f, run,
                             ahead, keep);
-  }
-
-  const float* scores(Index bh, Index c) const {
-    const Sizes& s = scan.sizes_;
-    return saved.scores.data() + (bh * s.chunks + c) * s.chunk * s.chunk;
   }
 
   // Asks for what emit writes, and what it reads unless that is near, from key `first` on.
@@ -204,18 +196,21 @@ struct LinearScan::KeyGradient {
     const Index first = keys_from + c * s.chunk, count = std::min(s.chunk, keys_to - first);
     const Index at = dq.row(c);
     const float* const k = w.k + at * s.wide_f;
+    const float* const q = w.q + at * s.wide_f;
     const float* const dscores = w.dscores + at * s.chunk;
     const Decay d = scan.decay_of(bh);
     const float* const decay = d ? d.down : nullptr;
+    engine::transpose(k, s.wide_f, s.chunk, s.wide_f, w.kt, s.chunk);
+    engine::chunk_scores_by_query(q, s.wide_f, w.kt, s.features, s.chunk, w.scores);
+    if (d) engine::decay_scores_by_query(d.down, s.chunk, w.scores);
     request_keys(bh, first - s.chunk, s.chunk, soon);
     engine::chunk_outputs<Local::from>(Factors{w.v + at * s.wide_plus, s.wide_plus, 1}, s.plus,
-                                       state, s.wide_f, decay, Factors{dscores, s.chunk, 1},
-                                       w.q + at * s.wide_f, s.wide_f, s.chunk, nullptr, w.tile,
-                                       s.wide_f, *soon);
+                                       state, s.wide_f, decay, Factors{dscores, s.chunk, 1}, q,
+                                       s.wide_f, s.chunk, nullptr, w.tile, s.wide_f, *soon);
     pull_back(bh, first, count, k, w);
-    from_state(state, k, s.chunk, decay, w);
+    from_state(state, s.chunk, decay, w);
     engine::chunk_outputs<Local::from>(Factors<>{}, 0, nullptr, s.wide_v, nullptr,
-                                       Factors{scores(bh, c), s.chunk, 1}, w.g + at * s.wide_plus,
+                                       Factors{w.scores, NextTo{}, s.chunk}, w.g + at * s.wide_plus,
                                        s.wide_plus, s.chunk, nullptr, w.tile, s.wide_v,
                                        engine::Nothing{}, w.tile);
     store_rows(w.tile, count, s.wide_v, p.d_v, dv.data() + (bh * p.n_kv + first) * p.d_v);
@@ -243,18 +238,17 @@ struct LinearScan::KeyGradient {
                                        Factors<>{}, nullptr, 0, chunk, nullptr, w.tile, s.wide_f,
                                        *soon);
     pull_back(bh, first, count, w.k, w);
-    from_state(state, w.k, chunk, decay, w);
+    engine::transpose(w.k, s.wide_f, chunk, s.wide_f, w.kt, chunk);
+    from_state(state, chunk, decay, w);
     store_rows(w.tile, count, s.wide_v, p.d_v, dv.data() + (bh * p.n_kv + first) * p.d_v);
   }
 
-  // What the state adds to dv of `chunk` keys, phi(k) times its transpose, which is not formed ->
-  // w.tile [chunk, wide_v].
-  void from_state(const float* state, const float* k, Index chunk, const float* decay,
-                  const Work& w) const {
+  // What the state adds to dv of the `chunk` keys of w.kt, phi(k) times its transpose, which is not
+  // formed -> w.tile [chunk, wide_v].
+  void from_state(const float* state, Index chunk, const float* decay, const Work& w) const {
     const Sizes& s = scan.sizes_;
     const Index d_v = call.problem.d_v;
-    engine::transpose(k, s.wide_f, chunk, s.wide_f, w.kt, chunk);
-    constexpr int kRows = 8;
+    constexpr int kRows = engine::kRegisters == 32 ? 16 : 8;
     Index row = 0;
     if (chunk < engine::kLargerFrom)
       engine::with_stride<engine::kWidth>(s.wide_f, [&](auto stride) {
