@@ -102,15 +102,23 @@ inline void add_score_sums(const float* scores, Index chunk, float* sums) {
   }
 }
 
-// scores[j, i] = 0 for i < j inside the vectors that cross the diagonal.
-inline void clear_above_diagonal(float* scores, Index chunk) {
+// scores[j, i] += per_query[i] for i >= j, unless that is null; zero for i < j inside the vectors
+// that cross the diagonal.
+inline void finish_scores(const float* per_query, Index chunk, float* scores) {
   const IntVec lanes = lane_numbers();
-  for (Index i = 0; i < chunk; i += kLanes)
-    for (int j = 1; j < kLanes; ++j) {
+  for (Index i = 0; i < chunk; i += kLanes) {
+    const Vec more = per_query == nullptr ? Vec{} : load(per_query + i);
+    if (per_query != nullptr)
+      for (Index j = 0; j < i; ++j) {
+        float* const place = scores + j * chunk + i;
+        store(place, load(place) + more);
+      }
+    for (int j = 0; j < kLanes; ++j) {
       float* const place = scores + (i + j) * chunk + i;
-      const Vec row = load(place);
+      const Vec row = load(place) + more;
       store(place, lanes >= j - IntVec{} ? row : Vec{});
     }
+  }
 }
 
 // scores[j, i] *= powers[i - j]; powers has kLanes floats in front of it.

@@ -36,12 +36,10 @@ struct LinearScan::Outputs {
     const Index first = range.group_first(g), count = range.group_count(g);
     const Work w = scan.work(thread);
     call.keys(bh, first, count, range.rows(), s.wide_f, w.k, w.scratch);
-    if (!in_place(bh, g)) call.values(bh, first, count, range.rows(), s.wide_v, false, w.v);
+    if (!in_place(bh, g)) call.values(bh, first, count, range.rows(), s.wide_v, w.v);
   }
-  // Whole groups of whole vectors need no copy.
   bool in_place(Index bh, Index g) const {
-    return range.group_count(g) == range.rows() && call.problem.d_v == scan.sizes_.wide_v &&
-           call.mask(bh, range.group_first(g)) == nullptr;
+    return call.values_in_place(bh, range, g, scan.sizes_.wide_v);
   }
   const float* values(Index bh, Index g, const Work& w) const {
     return in_place(bh, g) ? call.rows(call.in.v, bh, range.group_first(g)) : w.v;
@@ -69,20 +67,7 @@ struct LinearScan::Outputs {
     ahead.add(call.rows(call.in.v, bh, next), rows * p.d_v);
     engine::chunk_increment(k, s.wide_f, s.features, values(bh, g, w), s.wide_v, s.wide_v, run,
                             ahead, keep);
-    if (!call.normalize) return;
-    for (Index x = 0; x < s.wide_f; x += kLanes) {
-      Vec even{}, odd{};
-      for (Index c = 0; c < run.count; ++c) {
-        const Index end = run.first(c) + run.rows(c);
-        Index t = run.first(c);
-        for (; t + 2 <= end; t += 2) {
-          even += engine::load(k + t * s.wide_f + x);
-          odd += engine::load(k + (t + 1) * s.wide_f + x);
-        }
-        if (t < end) even += engine::load(k + t * s.wide_f + x);
-        keep(c, s.features * s.wide_v)(x, even + odd);
-      }
-    }
+    if (call.normalize) sum_rows(k, run, s.wide_f, s.features * s.wide_v, keep);
   }
 
   // Asks for queries and outputs from `first` on.
@@ -277,7 +262,7 @@ Index LinearScan::Work::layout(const Sizes& s, Index map_scratch, bool gradients
   take(work->q, rows * s.wide_f);
   take(work->qt, s.wide_f * group);
   take(work->k, rows * s.wide_f);
-  take(work->v, rows * s.wide_plus);
+  take(work->v, group * s.wide_v);
   take(work->g, gradients ? rows * s.wide_plus : 0);
   take(work->gt, gradients ? s.wide_plus * s.chunk : 0);
   take(work->kt, gradients ? s.wide_f * group : 0);

@@ -10,7 +10,7 @@
 // Lightning Attention-2 (arXiv 2401.04658) and flash-linear-attention. Backward goes from the last
 // segment of tokens to the first: through each one forward in time for dq, from the state that
 // forward has left, and at once back for dk and dv, while all of it is near; the denominator takes
-// part as one more column of the values. README.md says what bounds the speed.
+// part as one more column of the values, of ones. README.md says what bounds the speed.
 #pragma once
 
 #include <memory>
@@ -90,7 +90,7 @@ class LinearScan {
     float* q;        // [rows, wide_f]: phi(q)
     float* qt;       // [wide_f, group]
     float* k;        // [rows, wide_f]: phi(k), masked and missing rows zero
-    float* v;        // [rows, wide_plus]: values, likewise; with a column of ones
+    float* v;        // [group, wide_v]: values, likewise, where they are not taken as they lie
     float* g;        // [rows, wide_plus]: dout over the normaliser, and the denominator's gradient
     float* gt;       // [wide_plus, chunk]
     float* kt;       // [wide_f, group]

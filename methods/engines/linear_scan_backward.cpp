@@ -42,8 +42,22 @@ struct LinearScan::QueryGradient {
     const Index first = range.group_first(g), count = range.group_count(g), to = group_row(g);
     const Work w = scan.work(thread);
     call.keys(bh, first, count, range.rows(), s.wide_f, w.k + to * s.wide_f, w.scratch);
-    call.values(bh, first, count, range.rows(), s.wide_plus, call.normalize,
-                w.v + to * s.wide_plus);
+    load_values(bh, g, w);
+  }
+  void load_values(Index bh, Index g, const Work& w) const {
+    const Index wide = scan.sizes_.wide_v;
+    if (!call.values_in_place(bh, range, g, wide))
+      call.values(bh, range.group_first(g), range.group_count(g), range.rows(), wide, w.v);
+  }
+  // Of group g, [rows, wide_v].
+  const float* values(Index bh, Index g, const Work& w) const {
+    return call.values_in_place(bh, range, g, scan.sizes_.wide_v)
+               ? call.rows(call.in.v, bh, range.group_first(g))
+               : w.v;
+  }
+  // Of chunk c.
+  const float* values_of(Index bh, Index c, const Work& w) const {
+    return values(bh, c / range.group, w) + range.inside(c) * scan.sizes_.wide_v;
   }
 
   template <class Keep>
@@ -51,9 +65,9 @@ struct LinearScan::QueryGradient {
     const Sizes& s = scan.sizes_;
     const Work w = scan.work(thread);
     const engine::ChunkRun run{range.group_count(g), range.chunk, false, factors};
-    const float* v = w.v + group_row(g) * s.wide_plus;
+    const float* v = values(bh, g, w);
     if (const Decay d = scan.decay_of(bh)) {
-      scale_rows(v, run, s.wide_plus, d.up, true, w.scaled);
+      scale_rows(v, run, s.wide_v, d.up, true, w.scaled);
       v = w.scaled;
     }
     const Problem& p = call.problem;
@@ -61,8 +75,9 @@ struct LinearScan::QueryGradient {
     engine::Ahead ahead;
     ahead.add(call.rows(call.in.k, bh, next), rows * p.d_k);
     ahead.add(call.rows(call.in.v, bh, next), rows * p.d_v);
-    engine::chunk_increment(v, s.wide_plus, s.plus, w.k + group_row(g) * s.wide_f, s.wide_f,
-                            s.wide_f, run, ahead, keep);
+    const float* const k = w.k + group_row(g) * s.wide_f;
+    engine::chunk_increment(v, s.wide_v, p.d_v, k, s.wide_f, s.wide_f, run, ahead, keep);
+    if (call.normalize) sum_rows(k, run, s.wide_f, p.d_v * s.wide_f, keep);
   }
 
   // Asks for what emit reads and writes, from query `first` on.
@@ -87,8 +102,8 @@ struct LinearScan::QueryGradient {
     call.gradient(bh, first, count, s.chunk, s.wide_plus, g);
     engine::transpose(g, s.wide_plus, s.chunk, s.wide_plus, w.gt, s.chunk);
     const Decay d = scan.decay_of(bh);
-    engine::chunk_scores(w.v + at * s.wide_plus, s.wide_plus, w.gt, s.plus, s.chunk, dscores);
-    engine::clear_above_diagonal(dscores, s.chunk);
+    engine::chunk_scores(values_of(bh, c, w), s.wide_v, w.gt, p.d_v, s.chunk, dscores);
+    engine::finish_scores(call.normalize ? w.gt + p.d_v * s.chunk : nullptr, s.chunk, dscores);
     if (d) engine::decay_scores(d.up, s.chunk, dscores);
     request_queries(bh, first + s.chunk, s.chunk, soon);
     engine::chunk_outputs<Local::up_to>(Factors{w.gt, NextTo{}, s.chunk}, s.plus, state, s.wide_f,
@@ -142,10 +157,10 @@ struct LinearScan::KeyGradient {
   }
 
   void load(Index bh, Index g, int thread) {
-    if (local) return;
     const Sizes& s = scan.sizes_;
-    const Index first = range.group_first(g), count = range.group_count(g);
     const Work w = scan.work(thread);
+    if (local) return dq.load_values(bh, g, w);
+    const Index first = range.group_first(g), count = range.group_count(g);
     call.queries(bh, first, count, range.rows(), s.wide_f, w.q, w.scratch);
     call.gradient(bh, first, count, range.rows(), s.wide_plus, w.g);
     dq.emit_whole(bh, first, count, w);
@@ -175,15 +190,13 @@ struct LinearScan::KeyGradient {
                             ahead, keep);
   }
 
-  // Asks for what emit writes, and what it reads unless that is near, from key `first` on.
+  // Asks for what emit reads unless that is near, and what it writes, from key `first` on.
   void request_keys(Index bh, Index first, Index count, engine::Ahead* ahead) const {
     const Problem& p = call.problem;
     const Index rows = first < keys_from ? 0 : std::min(count, keys_to - first);
     const Index at = bh * p.n_kv + first;
-    if (!local) {
-      ahead->add(call.in.k.data() + at * p.d_k, rows * p.d_k);
-      ahead->add(call.in.v.data() + at * p.d_v, rows * p.d_v);
-    }
+    if (!local) ahead->add(call.in.k.data() + at * p.d_k, rows * p.d_k);
+    ahead->add(call.in.v.data() + at * p.d_v, rows * p.d_v);
     ahead->add(dk.data() + at * p.d_k, rows * p.d_k);
     ahead->add(dv.data() + at * p.d_v, rows * p.d_v);
   }
@@ -204,9 +217,10 @@ struct LinearScan::KeyGradient {
     engine::chunk_scores_by_query(q, s.wide_f, w.kt, s.features, s.chunk, w.scores);
     if (d) engine::decay_scores_by_query(d.down, s.chunk, w.scores);
     request_keys(bh, first - s.chunk, s.chunk, soon);
-    engine::chunk_outputs<Local::from>(Factors{w.v + at * s.wide_plus, s.wide_plus, 1}, s.plus,
-                                       state, s.wide_f, decay, Factors{dscores, s.chunk, 1}, q,
-                                       s.wide_f, s.chunk, nullptr, w.tile, s.wide_f, *soon);
+    const float* const ones = start(state, s.chunk, w);
+    engine::chunk_outputs<Local::from>(Factors{dq.values_of(bh, c, w), s.wide_v, 1}, p.d_v, state,
+                                       s.wide_f, decay, Factors{dscores, s.chunk, 1}, q, s.wide_f,
+                                       s.chunk, nullptr, w.tile, s.wide_f, *soon, ones);
     pull_back(bh, first, count, k, w);
     from_state(state, s.chunk, decay, w);
     engine::chunk_outputs<Local::from>(Factors<>{}, 0, nullptr, s.wide_v, nullptr,
@@ -223,7 +237,7 @@ struct LinearScan::KeyGradient {
     const Work w = scan.work(thread);
     const Index chunk = s.sum_chunk, first = c * chunk, count = std::min(chunk, keys_to - first);
     call.keys(bh, first, count, chunk, s.wide_f, w.k, w.scratch);
-    call.values(bh, first, count, chunk, s.wide_plus, call.normalize, w.v);
+    call.values(bh, first, count, chunk, s.wide_v, w.v);
     // Keys before the first query: the state has decayed by their distance from it.
     const float* decay = nullptr;
     if (!scan.options_.decay.empty()) {
@@ -234,13 +248,23 @@ struct LinearScan::KeyGradient {
       decay = w.norm;
     }
     request_keys(bh, first + chunk, chunk, soon);
-    engine::chunk_outputs<Local::none>(Factors{w.v, s.wide_plus, 1}, s.plus, state, s.wide_f, decay,
+    engine::chunk_outputs<Local::none>(Factors{w.v, s.wide_v, 1}, p.d_v, state, s.wide_f, decay,
                                        Factors<>{}, nullptr, 0, chunk, nullptr, w.tile, s.wide_f,
-                                       *soon);
+                                       *soon, start(state, chunk, w));
     pull_back(bh, first, count, w.k, w);
     engine::transpose(w.k, s.wide_f, chunk, s.wide_f, w.kt, chunk);
     from_state(state, chunk, decay, w);
     store_rows(w.tile, count, s.wide_v, p.d_v, dv.data() + (bh * p.n_kv + first) * p.d_v);
+  }
+
+  // What the column of ones adds to dphi(k) of `chunk` keys, the state's last row, -> w.tile; null
+  // without a normaliser.
+  const float* start(const float* state, Index chunk, const Work& w) const {
+    if (!call.normalize) return nullptr;
+    const Index wide = scan.sizes_.wide_f;
+    for (Index j = 0; j < chunk; ++j)
+      std::copy_n(state + call.problem.d_v * wide, wide, w.tile + j * wide);
+    return w.tile;
   }
 
   // What the state adds to dv of the `chunk` keys of w.kt, phi(k) times its transpose, which is not

@@ -71,19 +71,20 @@ struct LinearScanCall {
     clear(q, count, total, wide);
   }
 
-  // Values of keys [first, first + count) -> v [total, wide] with masked and missing rows zero;
-  // `ones` puts a one behind every real row.
-  void values(Index bh, Index first, Index count, Index total, Index wide, bool ones,
-              float* v) const {
+  // Values of keys [first, first + count) -> v [total, wide] with masked and missing rows zero.
+  void values(Index bh, Index first, Index count, Index total, Index wide, float* v) const {
     const Index d = problem.d_v;
     const float* const x = rows(in.v, bh, first);
     const std::uint8_t* const real = mask(bh, first);
     engine::map_rows(x, count, d, v, wide, [](Vec y) { return y; });
     clear(v, count, total, wide);
-    for (Index j = 0; j < count; ++j) {
-      if (ones) v[j * wide + d] = 1.0f;
-      if (real != nullptr && real[j] == 0) clear(v, j, j + 1, wide);
-    }
+    for (Index j = 0; j < count && real != nullptr; ++j)
+      if (real[j] == 0) clear(v, j, j + 1, wide);
+  }
+  // Whole groups of whole vectors need no copy.
+  bool values_in_place(Index bh, const ScanRange& range, Index g, Index wide) const {
+    return range.group_count(g) == range.rows() && problem.d_v == wide &&
+           mask(bh, range.group_first(g)) == nullptr;
   }
 
   // Gradients of numerator and denominator of queries [first, first + count) -> g [total, wide]:
@@ -137,6 +138,26 @@ inline void scale_rows(const float* rows, const engine::ChunkRun& run, Index wid
       const float factor = powers[descending ? count - 1 - r : r];
       for (Index c = (first + r) * wide; c < (first + r + 1) * wide; c += kLanes)
         store(to + c, factor * load(rows + c));
+    }
+  }
+}
+
+// The sums of the rows [tokens, wide] of a run of chunks, to keep as chunk_increment does; `offset`
+// is theirs in the state.
+template <class Keep>
+[[gnu::always_inline]] inline void sum_rows(const float* rows, const engine::ChunkRun& run,
+                                            Index wide, Index offset, Keep&& keep) {
+  for (Index x = 0; x < wide; x += kLanes) {
+    Vec even{}, odd{};
+    for (Index c = 0; c < run.count; ++c) {
+      const Index end = run.first(c) + run.rows(c);
+      Index t = run.first(c);
+      for (; t + 2 <= end; t += 2) {
+        even += load(rows + t * wide + x);
+        odd += load(rows + (t + 1) * wide + x);
+      }
+      if (t < end) even += load(rows + t * wide + x);
+      keep(c, offset)(x, even + odd);
     }
   }
 }
