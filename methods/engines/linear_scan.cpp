@@ -160,7 +160,7 @@ LinearScan::Sizes LinearScan::sizes_of(const Problem& problem, const FeatureMap&
   s.segments = s.near = 1;
   if (problem.causal) {
     const engine::ScanSegments segments((problem.n + s.sum_chunk - 1) / s.sum_chunk, s.sum_chunk);
-    s.segments = segments.count;
+    s.segments = segments.count();
     if (gradients) s.near = segments.widest();
   }
   Work unused;

@@ -20,6 +20,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "harness/core/parallel.h"
@@ -29,37 +30,51 @@
 namespace subquad::engine {
 
 // Runs of groups. The opening is short, for nothing is there yet to be emitted beside it; then they
-// are narrow and wide by turns.
-struct ScanSegments {
-  Index groups = 0, opening = 1, wide = 1, narrow = 1;
-  Index count = 0;
-
+// are narrow and wide by turns, stretched so that the last one is short again, while what was kept
+// before is emitted.
+class ScanSegments {
+ public:
   ScanSegments() = default;
   ScanSegments(Index of_groups, Index group_tokens)
-      : groups(of_groups),
-        opening(whole(kOpening, group_tokens)),
-        wide(whole(kWide, group_tokens)),
-        narrow(whole(kNarrow, group_tokens)) {
-    while (first(count) < groups) ++count;
+      : groups_(of_groups), opening_(std::min(of_groups, whole(kOpening, group_tokens))) {
+    const Index rest = groups_ - opening_;
+    if (rest == 0) {
+      count_ = std::min<Index>(groups_, 1);
+      return;
+    }
+    const double tokens = static_cast<double>(rest * group_tokens);
+    const double more = tokens / kStretch - (kNarrow + kLast);
+    const Index pairs =
+        1 + std::max<Index>(0, static_cast<Index>(std::ceil(more / (kNarrow + kWide))));
+    count_ = 1 + 2 * pairs;
+    per_token_ = static_cast<double>(rest) /
+                 static_cast<double>((pairs - 1) * (kNarrow + kWide) + kNarrow + kLast);
   }
 
+  Index count() const { return count_; }
   // First group of segment s, and the one behind its last.
   Index first(Index s) const {
     if (s == 0) return 0;
-    return std::min(groups, opening + (s - 1) / 2 * (wide + narrow) + (s % 2 == 0 ? narrow : 0));
+    if (s >= count_) return groups_;
+    const Index before = (s - 1) / 2 * (kWide + kNarrow) + (s % 2 == 0 ? kNarrow : 0);
+    return opening_ + static_cast<Index>(std::lround(static_cast<double>(before) * per_token_));
   }
   Index end(Index s) const { return first(s + 1); }
   Index widest() const {
     Index groups_of_widest = 0;
-    for (Index s = 0; s < count; ++s)
+    for (Index s = 0; s < count_; ++s)
       groups_of_widest = std::max(groups_of_widest, end(s) - first(s));
     return groups_of_widest;
   }
 
  private:
   // Tokens. Measured; the increments of the narrow ones fit a cache of 1 MiB at d = 64.
-  static constexpr Index kOpening = 256, kWide = 640, kNarrow = 512;
+  static constexpr Index kOpening = 256, kWide = 640, kNarrow = 512, kLast = 416;
+  static constexpr double kStretch = 1.1;  // at most
   static Index whole(Index tokens, Index of) { return (tokens + of - 1) / of; }
+
+  Index groups_ = 0, opening_ = 0, count_ = 0;
+  double per_token_ = 0;  // groups
 };
 
 enum class ScanOrder { ascending, descending };
@@ -75,6 +90,7 @@ class ScanSchedule {
         group_(group),
         groups_((chunks_ + group - 1) / group),
         segments_(groups_, chunk * group),
+        widest_(segments_.widest()),
         state_floats_(state_floats),
         totals_(heads * state_floats) {
     SUBQUAD_CHECK(group <= kMaxGroup, "{} chunks in a group, at most {}", group, kMaxGroup);
@@ -115,7 +131,7 @@ class ScanSchedule {
   template <class Sweep>
   void run(Sweep& sweep, ScanOrder order = ScanOrder::ascending, float* states = nullptr) {
     grow();
-    if (omp_in_parallel() || !spread(heads_, segments_.count)) {
+    if (omp_in_parallel() || !spread(heads_, segments_.count())) {
       parallel_for(heads_,
                    [&](Index head, int thread) { run_head(sweep, head, order, states, thread); });
       return;
@@ -129,7 +145,7 @@ class ScanSchedule {
     fill(running(thread, 1));
     run_segment(sweep, head, segment, ScanOrder::ascending, nullptr, thread);
   }
-  Index segments() const { return segments_.count; }
+  Index segments() const { return segments_.count(); }
 
   // Bytes that are allocated with the present thread count; `rounded`: round_totals() is called.
   static double bytes(Index heads, Index tokens, Index chunk, Index group, Index state_floats,
@@ -137,8 +153,8 @@ class ScanSchedule {
     const Index size = chunk * group, threads = thread_count();
     const ScanSegments segments((tokens + size - 1) / size, size);
     Index states = (group + 2) * threads + (rounded ? 3 : 2) * heads;
-    if (spread(heads, segments.count))
-      states += 4 * threads + (threads - 1) * segments.wide * group;
+    if (spread(heads, segments.count()))
+      states += 4 * threads + (threads - 1) * segments.widest() * group;
     return 4.0 * static_cast<double>(states) * static_cast<double>(state_floats);
   }
 
@@ -155,8 +171,8 @@ class ScanSchedule {
       if (array.size() < floats) array = Array(floats);
     };
     hold(running_, (group_ + 2) * threads * state_floats_);
-    if (!spread(heads_, segments_.count)) return;
-    hold(kept_, (threads - 1) * segments_.wide * group_ * state_floats_);
+    if (!spread(heads_, segments_.count())) return;
+    hold(kept_, (threads - 1) * widest_ * group_ * state_floats_);
     hold(sums_, 2 * threads * state_floats_);
     hold(before_, threads * state_floats_);
   }
@@ -166,7 +182,7 @@ class ScanSchedule {
   }
   // Of a thread of a team but the first: the increments of its segment, chunk by chunk.
   float* kept(Index thread, Index slot) {
-    return kept_.data() + ((thread - 1) * segments_.wide * group_ + slot) * state_floats_;
+    return kept_.data() + ((thread - 1) * widest_ * group_ + slot) * state_floats_;
   }
   // The sum of a thread's segment, in two copies: others may still read the last one.
   float* sum(Index thread, Index turn) {
@@ -217,7 +233,7 @@ class ScanSchedule {
   void keep_state(const float* state, Index head, Index segment, float* states) const {
     if (states != nullptr)
       std::copy_n(state, state_floats_,
-                  states + (head * segments_.count + segment) * state_floats_);
+                  states + (head * segments_.count() + segment) * state_floats_);
   }
 
   // Without a factor an addition: it does not compete with the multiply-adds of the products.
@@ -244,7 +260,7 @@ class ScanSchedule {
   template <class Sweep>
   void run_head(Sweep& sweep, Index head, ScanOrder order, float* states, int thread) {
     float* const own = running(thread, 0);
-    const Walk segments{0, segments_.count, order == ScanOrder::descending};
+    const Walk segments{0, segments_.count(), order == ScanOrder::descending};
     for (Index i = 0; i < segments.count; ++i) {
       const Index segment = segments.at(i);
       open(sweep, head, segment, thread);
@@ -313,13 +329,11 @@ class ScanSchedule {
     float* const state = running(worker, 1);
     double* const before = before_.data() + thread * state_floats_;
     std::copy_n(total(head), state_floats_, before);
-    const Walk segments{0, segments_.count, order == ScanOrder::descending};
-    // Segments with even numbers, the wide ones, are the first thread's.
-    const Index start = segments.down && segments.count % 2 == 0 ? -1 : 0;
+    const Walk segments{0, segments_.count(), order == ScanOrder::descending};
     Index turn = 0;
-    for (Index window = start; window < segments.count; window += threads, turn = 1 - turn) {
+    for (Index window = 0; window < segments.count; window += threads, turn = 1 - turn) {
       const Index at = window + thread;
-      const bool any = at >= 0 && at < segments.count;
+      const bool any = at < segments.count;
       float* const own = sum(thread, turn);
       if (any) {
         const Index segment = segments.at(at);
@@ -334,7 +348,7 @@ class ScanSchedule {
       }
 #pragma omp barrier
       // Every thread adds up the sums of all for itself.
-      for (Index s = std::max<Index>(0, -window); s < threads && window + s < segments.count; ++s) {
+      for (Index s = 0; s < std::min(threads, segments.count - window); ++s) {
         const double decay = decay_of(sweep, head, segments.at(window + s), order);
         add_to_total(before, decay, sum(s, turn), state_floats_,
                      thread > 0 && s == thread ? state : nullptr);
@@ -402,6 +416,7 @@ class ScanSchedule {
 
   Index heads_ = 0, chunks_ = 0, group_ = 1, groups_ = 0;
   ScanSegments segments_;
+  Index widest_ = 0;  // groups
   Index state_floats_ = 0;
   AlignedArray<double> totals_;  // [heads, state_floats]
   AlignedArray<float> rounded_;  // likewise, on request
