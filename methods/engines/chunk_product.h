@@ -351,6 +351,44 @@ inline void chunk_outputs(Factors<A> a, Index depth, const float* state, Index w
   });
 }
 
+// chunk_outputs with Local::up_to and no decay, from a state that is the sum of two, formed on the
+// way; `more` may lie in L2. Same sums in the same order. One vector of columns at a time, so that
+// what is formed serves as many rows as there are accumulators.
+template <class Requests>
+inline void chunk_outputs_of_sum(const float* qt, Index depth, const float* state,
+                                 const float* more, Index width, const float* scores,
+                                 const float* values, Index ldv, Index chunk, const float* scale,
+                                 float* out, Index ldo, Requests ahead) {
+  constexpr int kRows = kLanes;
+  constexpr Index kFormedAhead = 24;  // rows; measured
+  const auto block = [&](Index i, Index c, auto stride) __attribute__((always_inline)) {
+    Vec sum[kRows] = {};
+    const auto add = [&](const float* factors, Vec row, int first) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r)
+        if (r >= first) sum[r] += broadcast(factors[r]) * row;
+    };
+    Touches<Requests> touches(ahead, depth, state);
+    for (Index x = 0; x < depth; ++x) {
+      touches.touch();
+      const Index at = x * stride + c;
+      __builtin_prefetch(more + at + kFormedAhead * stride);
+      add(qt + x * chunk + i, load(state + at) + load(more + at), 0);
+    }
+    for (Index t = 0; t < i; ++t) add(scores + t * chunk + i, load(values + t * ldv + c), 0);
+#pragma GCC unroll 16
+    for (int t = 0; t < kRows; ++t)
+      add(scores + (i + t) * chunk + i, load(values + (i + t) * ldv + c), t);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+      store(out + (i + r) * ldo + c, scale == nullptr ? sum[r] : sum[r] * broadcast(scale[i + r]));
+  };
+  with_stride<kWidth>(width, [&](auto stride) {
+    for (Index c = 0; c < width; c += kLanes)
+      for (Index i = 0; i < chunk; i += kRows) block(i, c, stride);
+  });
+}
+
 // The chunks that a run of tokens falls into, in the order in which a scan meets them: only the one
 // at the end of the run may be shorter.
 struct ChunkRun {

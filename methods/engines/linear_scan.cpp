@@ -51,9 +51,8 @@ struct LinearScan::Outputs {
   }
 
   template <class Keep>
-  void increment(Index bh, Index g, int thread, const float* factors, Keep&& keep) {
+  void increment(Index bh, Index g, Index next, int thread, const float* factors, Keep&& keep) {
     const Sizes& s = scan.sizes_;
-    const Problem& p = call.problem;
     const Work w = scan.work(thread);
     const engine::ChunkRun run{range.group_count(g), range.chunk, false, factors};
     const float* k = w.k;
@@ -61,10 +60,8 @@ struct LinearScan::Outputs {
       scale_rows(w.k, run, s.wide_f, d.up, true, w.scaled);
       k = w.scaled;
     }
-    const Index next = range.group_first(g + 1), rows = std::min(range.rows(), range.limit - next);
     engine::Ahead ahead;
-    ahead.add(call.rows(call.in.k, bh, next), rows * p.d_k);
-    ahead.add(call.rows(call.in.v, bh, next), rows * p.d_v);
+    if (next >= 0) call.request_keys(bh, range.group_first(next), range.group_count(next), &ahead);
     engine::chunk_increment(k, s.wide_f, s.features, values(bh, g, w), s.wide_v, s.wide_v, run,
                             ahead, keep);
     if (call.normalize) sum_rows(k, run, s.wide_f, s.features * s.wide_v, keep);
@@ -90,6 +87,22 @@ struct LinearScan::Outputs {
 
   void emit(Index bh, Index c, const float* state, int thread, engine::Ahead* soon) {
     if (!local) return emit_whole(bh, c, state, thread, soon);
+    emit_from<false>(bh, c, state, nullptr, thread, soon);
+  }
+  // Asks for a part of the keys of the next group too, as increment does before emit.
+  void emit_sum(Index bh, Index c, Index next, const float* state, const float* more, int thread,
+                engine::Ahead* soon) {
+    if (next >= 0) {
+      const Index first = range.group_first(next) + range.inside(c);
+      call.request_keys(bh, first, std::min(range.chunk, range.limit - first), soon);
+    }
+    more == nullptr ? emit_from<false>(bh, c, state, more, thread, soon)
+                    : emit_from<true>(bh, c, state, more, thread, soon);
+  }
+  // From state + more where SUM, else from the state.
+  template <bool SUM>
+  [[gnu::always_inline]] void emit_from(Index bh, Index c, const float* state, const float* more,
+                                        int thread, engine::Ahead* soon) {
     const Sizes& s = scan.sizes_;
     const Problem& p = call.problem;
     const Work w = scan.work(thread);
@@ -102,19 +115,31 @@ struct LinearScan::Outputs {
     engine::chunk_scores(keys, s.wide_f, w.qt, s.features, s.chunk, w.scores);
     if (d) engine::decay_scores(d.up, s.chunk, w.scores);
     if (call.normalize) {
-      engine::column_dots(state + s.features * s.wide_v, w.qt, s.features, s.chunk,
-                          static_cast<float>(scan.options_.eps), w.norm);
+      const float* z = state + s.features * s.wide_v;
+      if constexpr (SUM) {
+        const float* const more_z = more + s.features * s.wide_v;
+        for (Index x = 0; x < s.wide_f; x += kLanes)
+          store(w.tile + x, engine::load(z + x) + engine::load(more_z + x));
+        z = w.tile;
+      }
+      engine::column_dots(z, w.qt, s.features, s.chunk, static_cast<float>(scan.options_.eps),
+                          w.norm);
       engine::add_score_sums(w.scores, s.chunk, w.norm);
       invert_norm(bh, first, count, s.chunk, w.norm);
     }
     const bool direct = count == s.chunk && p.d_v == s.wide_v;
     float* const rows = direct ? to : w.tile;
     request_queries(bh, first + s.chunk, s.chunk, soon);
-    engine::chunk_outputs<Local::up_to>(
-        Factors{w.qt, NextTo{}, s.chunk}, s.features, state, s.wide_v, d ? d.up + 1 : nullptr,
-        Factors{w.scores, NextTo{}, s.chunk},
-        values(bh, c / range.group, w) + range.inside(c) * s.wide_v, s.wide_v, s.chunk,
-        call.normalize ? w.norm : nullptr, rows, s.wide_v, *soon);
+    const float* const v = values(bh, c / range.group, w) + range.inside(c) * s.wide_v;
+    const float* const scale = call.normalize ? w.norm : nullptr;
+    if constexpr (SUM) {
+      engine::chunk_outputs_of_sum(w.qt, s.features, state, more, s.wide_v, w.scores, v, s.wide_v,
+                                   s.chunk, scale, rows, s.wide_v, *soon);
+    } else {
+      engine::chunk_outputs<Local::up_to>(
+          Factors{w.qt, NextTo{}, s.chunk}, s.features, state, s.wide_v, d ? d.up + 1 : nullptr,
+          Factors{w.scores, NextTo{}, s.chunk}, v, s.wide_v, s.chunk, scale, rows, s.wide_v, *soon);
+    }
     if (!direct) store_rows(rows, count, s.wide_v, p.d_v, to);
   }
 

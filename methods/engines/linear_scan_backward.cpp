@@ -61,7 +61,7 @@ struct LinearScan::QueryGradient {
   }
 
   template <class Keep>
-  void increment(Index bh, Index g, int thread, const float* factors, Keep&& keep) {
+  void increment(Index bh, Index g, Index next, int thread, const float* factors, Keep&& keep) {
     const Sizes& s = scan.sizes_;
     const Work w = scan.work(thread);
     const engine::ChunkRun run{range.group_count(g), range.chunk, false, factors};
@@ -71,10 +71,8 @@ struct LinearScan::QueryGradient {
       v = w.scaled;
     }
     const Problem& p = call.problem;
-    const Index next = range.group_first(g + 1), rows = std::min(range.rows(), range.limit - next);
     engine::Ahead ahead;
-    ahead.add(call.rows(call.in.k, bh, next), rows * p.d_k);
-    ahead.add(call.rows(call.in.v, bh, next), rows * p.d_v);
+    if (next >= 0) call.request_keys(bh, range.group_first(next), range.group_count(next), &ahead);
     const float* const k = w.k + group_row(g) * s.wide_f;
     engine::chunk_increment(v, s.wide_v, p.d_v, k, s.wide_f, s.wide_f, run, ahead, keep);
     if (call.normalize) sum_rows(k, run, s.wide_f, p.d_v * s.wide_f, keep);
@@ -149,9 +147,9 @@ struct LinearScan::KeyGradient {
   }
 
   // dq of the segment, which leaves its operands in the work space.
-  void open(Index bh, Index segment, int thread) {
+  void open(Index bh, Index segment, Index then, int thread) {
     const Sizes& s = scan.sizes_;
-    scan.dk_scan_.run_alone(dq, bh, segment, thread, [&](float* state) {
+    scan.dk_scan_.run_alone(dq, bh, segment, then, thread, [&](float* state) {
       scan.turn_state(saved.states.data() + (bh * s.segments + segment) * s.state, state);
     });
   }
@@ -167,27 +165,26 @@ struct LinearScan::KeyGradient {
   }
 
   template <class Keep>
-  void increment(Index bh, Index group, int thread, const float* factors, Keep&& keep) {
+  void increment(Index bh, Index g, Index next, int thread, const float* factors, Keep&& keep) {
     const Sizes& s = scan.sizes_;
     const Work w = scan.work(thread);
-    const Index from = local ? dq.group_row(group) : 0;
-    const engine::ChunkRun run{range.group_count(group), range.chunk, local, factors};
-    const float* g = w.g + from * s.wide_plus;
+    const Index from = local ? dq.group_row(g) : 0;
+    const engine::ChunkRun run{range.group_count(g), range.chunk, local, factors};
+    const float* gradients = w.g + from * s.wide_plus;
     if (const Decay d = scan.decay_of(bh)) {
-      scale_rows(g, run, s.wide_plus, d.up, false, w.scaled);
-      g = w.scaled;
+      scale_rows(gradients, run, s.wide_plus, d.up, false, w.scaled);
+      gradients = w.scaled;
     }
     engine::Ahead ahead;
-    if (!local) {
+    if (!local && next >= 0) {
       const Problem& p = call.problem;
-      const Index next = range.group_first(group + 1);
-      const Index rows = std::min(range.rows(), range.limit - next);
-      ahead.add(call.rows(call.in.q, bh, next), rows * p.d_k);
-      ahead.add(call.rows(call.out, bh, next), rows * p.d_v);
-      ahead.add(call.rows(call.dout, bh, next), rows * p.d_v);
+      const Index first = range.group_first(next), rows = range.group_count(next);
+      ahead.add(call.rows(call.in.q, bh, first), rows * p.d_k);
+      ahead.add(call.rows(call.out, bh, first), rows * p.d_v);
+      ahead.add(call.rows(call.dout, bh, first), rows * p.d_v);
     }
-    engine::chunk_increment(g, s.wide_plus, s.plus, w.q + from * s.wide_f, s.wide_f, s.wide_f, run,
-                            ahead, keep);
+    engine::chunk_increment(gradients, s.wide_plus, s.plus, w.q + from * s.wide_f, s.wide_f,
+                            s.wide_f, run, ahead, keep);
   }
 
   // Asks for what emit reads unless that is near, and what it writes, from key `first` on.

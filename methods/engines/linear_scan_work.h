@@ -46,6 +46,12 @@ struct LinearScanCall {
     return real.empty() ? nullptr : real.data() + first;
   }
 
+  // Asks for `count` keys and values from `first` on.
+  void request_keys(Index bh, Index first, Index count, engine::Ahead* ahead) const {
+    ahead->add(rows(in.k, bh, first), count * problem.d_k);
+    ahead->add(rows(in.v, bh, first), count * problem.d_v);
+  }
+
   static void clear(float* rows_from, Index from, Index to, Index wide) {
     std::fill(rows_from + from * wide, rows_from + to * wide, 0.0f);
   }

@@ -20,62 +20,14 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "harness/core/parallel.h"
 #include "harness/core/tensor.h"
 #include "methods/engines/chunk_product.h"
+#include "methods/engines/scan_segments.h"
 
 namespace subquad::engine {
-
-// Runs of groups. The opening is short, for nothing is there yet to be emitted beside it; then they
-// are narrow and wide by turns, stretched so that the last one is short again, while what was kept
-// before is emitted.
-class ScanSegments {
- public:
-  ScanSegments() = default;
-  ScanSegments(Index of_groups, Index group_tokens)
-      : groups_(of_groups), opening_(std::min(of_groups, whole(kOpening, group_tokens))) {
-    const Index rest = groups_ - opening_;
-    if (rest == 0) {
-      count_ = std::min<Index>(groups_, 1);
-      return;
-    }
-    const double tokens = static_cast<double>(rest * group_tokens);
-    const double more = tokens / kStretch - (kNarrow + kLast);
-    const Index pairs =
-        1 + std::max<Index>(0, static_cast<Index>(std::ceil(more / (kNarrow + kWide))));
-    count_ = 1 + 2 * pairs;
-    per_token_ = static_cast<double>(rest) /
-                 static_cast<double>((pairs - 1) * (kNarrow + kWide) + kNarrow + kLast);
-  }
-
-  Index count() const { return count_; }
-  // First group of segment s, and the one behind its last.
-  Index first(Index s) const {
-    if (s == 0) return 0;
-    if (s >= count_) return groups_;
-    const Index before = (s - 1) / 2 * (kWide + kNarrow) + (s % 2 == 0 ? kNarrow : 0);
-    return opening_ + static_cast<Index>(std::lround(static_cast<double>(before) * per_token_));
-  }
-  Index end(Index s) const { return first(s + 1); }
-  Index widest() const {
-    Index groups_of_widest = 0;
-    for (Index s = 0; s < count_; ++s)
-      groups_of_widest = std::max(groups_of_widest, end(s) - first(s));
-    return groups_of_widest;
-  }
-
- private:
-  // Tokens. Measured; the increments of the narrow ones fit a cache of 1 MiB at d = 64.
-  static constexpr Index kOpening = 256, kWide = 640, kNarrow = 512, kLast = 416;
-  static constexpr double kStretch = 1.1;  // at most
-  static Index whole(Index tokens, Index of) { return (tokens + of - 1) / of; }
-
-  Index groups_ = 0, opening_ = 0, count_ = 0;
-  double per_token_ = 0;  // groups
-};
 
 enum class ScanOrder { ascending, descending };
 
@@ -114,7 +66,7 @@ class ScanSchedule {
 
   // Sweep has
   //   load(Index head, Index g, int thread)       operands of group g
-  //   increment(Index head, Index g, int thread, const float* factors, auto&& keep)
+  //   increment(Index head, Index g, Index next, int thread, const float* factors, auto&& keep)
   //                                               after load; calls keep(how many chunks of the
   //                                               group came before, offset into the state)(place
   //                                               behind it, Vec sum since the group's first);
@@ -123,11 +75,17 @@ class ScanSchedule {
   //                                               chunk c, after its group's load
   //   float factor(Index head, Index c)
   // and may have
-  //   open(Index head, Index segment, int thread) before anything else of the segment
-  // increment asks for the operands of the next group, emit with `soon` for what the next chunk
-  // reads and writes. Segments, their groups and chunks come in `order`, and are the same in both.
-  // `states` [heads, segments(), state_floats], unless it is null, receives the state in front of
-  // every segment.
+  //   open(Index head, Index segment, Index then, int thread)
+  //                                               before anything else of the segment
+  //   emit_sum(Index head, Index c, Index next, const float* state, const float* more, int thread,
+  //            Ahead* soon)                       emit from state + more, or the state alone where
+  //                                               that is null: saves forming it where all factors
+  //                                               are one
+  // increment and emit_sum ask for the operands of group `next`, which this thread loads after g
+  // (-1: none), emit with `soon` for what the next chunk reads and writes; `then` is the segment
+  // that this thread opens next (-1: none). Segments, their groups and chunks come in `order`, and
+  // are the same in both. `states` [heads, segments(), state_floats], unless it is null, receives
+  // the state in front of every segment.
   template <class Sweep>
   void run(Sweep& sweep, ScanOrder order = ScanOrder::ascending, float* states = nullptr) {
     grow();
@@ -141,9 +99,9 @@ class ScanSchedule {
   // Emits one segment, ascending, from the state that fill(state) writes; leaves the totals alone.
   // Inside the open of a sweep of this schedule, where the work space that it takes is free.
   template <class Sweep, class Fill>
-  void run_alone(Sweep& sweep, Index head, Index segment, int thread, Fill&& fill) {
+  void run_alone(Sweep& sweep, Index head, Index segment, Index then, int thread, Fill&& fill) {
     fill(running(thread, 1));
-    run_segment(sweep, head, segment, ScanOrder::ascending, nullptr, thread);
+    run_segment(sweep, head, segment, then, ScanOrder::ascending, nullptr, thread);
   }
   Index segments() const { return segments_.count(); }
 
@@ -194,6 +152,7 @@ class ScanSchedule {
     Index first, count;
     bool down;
     Index at(Index i) const { return down ? first + count - 1 - i : first + i; }
+    Index at_or_none(Index i) const { return i < count ? at(i) : -1; }
   };
   Walk groups_of(Index segment, ScanOrder order) const {
     const Index first = segments_.first(segment);
@@ -226,9 +185,13 @@ class ScanSchedule {
     return f;
   }
   template <class Sweep>
-  static void open(Sweep& sweep, Index head, Index segment, int thread) {
-    if constexpr (requires { sweep.open(head, segment, thread); })
-      sweep.open(head, segment, thread);
+  static void open(Sweep& sweep, Index head, Index segment, Index then, int thread) {
+    if constexpr (requires { &Sweep::open; }) sweep.open(head, segment, then, thread);
+  }
+  // The group behind place i of a segment, or the first one of segment `then`.
+  Index next_group(const Walk& groups, Index i, Index then, ScanOrder order) const {
+    if (i + 1 < groups.count) return groups.at(i + 1);
+    return then < 0 ? -1 : groups_of(then, order).at_or_none(0);
   }
   void keep_state(const float* state, Index head, Index segment, float* states) const {
     if (states != nullptr)
@@ -263,10 +226,11 @@ class ScanSchedule {
     const Walk segments{0, segments_.count(), order == ScanOrder::descending};
     for (Index i = 0; i < segments.count; ++i) {
       const Index segment = segments.at(i);
-      open(sweep, head, segment, thread);
+      const Index then = segments.at_or_none(i + 1);
+      open(sweep, head, segment, then, thread);
       round_total(total(head), running(thread, 1), state_floats_);
       keep_state(running(thread, 1), head, segment, states);
-      const double decay = run_segment(sweep, head, segment, order, own, thread);
+      const double decay = run_segment(sweep, head, segment, then, order, own, thread);
       add_to_total(total(head), decay, own, state_floats_);
     }
   }
@@ -274,8 +238,8 @@ class ScanSchedule {
   // Emits a segment from the state before it, which lies in running(thread, 1); own, unless it is
   // null, = its own sum. Returns its factor.
   template <class Sweep>
-  double run_segment(Sweep& sweep, Index head, Index segment, ScanOrder order, float* own,
-                     int thread) {
+  double run_segment(Sweep& sweep, Index head, Index segment, Index then, ScanOrder order,
+                     float* own, int thread) {
     float* state = running(thread, 1);
     float* next = running(thread, group_ + 1);
     if (own != nullptr) std::fill_n(own, state_floats_, 0.0f);
@@ -291,14 +255,17 @@ class ScanSchedule {
       sweep.load(head, g, thread);
       const auto increment = [&](auto scaled) {
         constexpr bool kScaled = decltype(scaled)::value;
-        sweep.increment(head, g, thread, f.data(), [&](Index s, Index offset) {
-          float* const total = own != nullptr && s + 1 == f.count ? own + offset : nullptr;
-          return [factor = f.all[s], from = state + offset, to = after[s] + offset, total](
-                     Index at, Vec sum) {
-            store(to + at, advance<kScaled>(factor, from + at, sum));
-            if (total != nullptr) store(total + at, advance<kScaled>(factor, total + at, sum));
-          };
-        });
+        sweep.increment(head, g, next_group(groups, i, then, order), thread, f.data(),
+                        [&](Index s, Index offset) {
+                          float* const total =
+                              own != nullptr && s + 1 == f.count ? own + offset : nullptr;
+                          return [factor = f.all[s], from = state + offset, to = after[s] + offset,
+                                  total](Index at, Vec sum) {
+                            store(to + at, advance<kScaled>(factor, from + at, sum));
+                            if (total != nullptr)
+                              store(total + at, advance<kScaled>(factor, total + at, sum));
+                          };
+                        });
       };
       f.any ? increment(std::true_type{}) : increment(std::false_type{});
       for (Index s = 0; s < f.count; ++s) {
@@ -336,12 +303,12 @@ class ScanSchedule {
       const bool any = at < segments.count;
       float* const own = sum(thread, turn);
       if (any) {
-        const Index segment = segments.at(at);
-        open(sweep, head, segment, worker);
+        const Index segment = segments.at(at), then = segments.at_or_none(at + threads);
+        open(sweep, head, segment, then, worker);
         if (thread == 0) {  // what comes before it is known
           round_total(before, state, state_floats_);
           keep_state(state, head, segment, states);
-          run_segment(sweep, head, segment, order, own, worker);
+          run_segment(sweep, head, segment, then, order, own, worker);
         } else {
           sum_segment(sweep, head, segment, order, own, worker);
         }
@@ -355,7 +322,8 @@ class ScanSchedule {
       }
       if (any && thread > 0) {
         keep_state(state, head, segments.at(at), states);
-        emit_segment(sweep, head, segments.at(at), order, state, worker);
+        emit_segment(sweep, head, segments.at(at), segments.at_or_none(at + threads), order, state,
+                     worker);
       }
     }
     if (thread == 0) std::copy_n(before, state_floats_, total(head));
@@ -373,27 +341,43 @@ class ScanSchedule {
       const GroupFactors f = factors(sweep, head, chunks_of(g, order));
       float* const keep = kept(thread, i * group_);
       sweep.load(head, g, thread);
-      sweep.increment(head, g, thread, f.data(), [&](Index c, Index offset) {
-        float* const sum_of_all = c + 1 == f.count ? own + offset : nullptr;
-        return [factor = f.all[c], to = keep + c * state_floats_ + offset, sum_of_all](Index at,
-                                                                                       Vec sum) {
-          store(to + at, sum);
-          if (sum_of_all != nullptr) store(sum_of_all + at, advance(factor, sum_of_all + at, sum));
-        };
-      });
+      sweep.increment(head, g, next_group(groups, i, segment, order), thread, f.data(),
+                      [&](Index c, Index offset) {
+                        float* const sum_of_all = c + 1 == f.count ? own + offset : nullptr;
+                        return [factor = f.all[c], to = keep + c * state_floats_ + offset,
+                                sum_of_all](Index at, Vec sum) {
+                          store(to + at, sum);
+                          if (sum_of_all != nullptr)
+                            store(sum_of_all + at, advance(factor, sum_of_all + at, sum));
+                        };
+                      });
     }
   }
 
   // Emits a segment whose increments were kept, from the state before it.
   template <class Sweep>
-  void emit_segment(Sweep& sweep, Index head, Index segment, ScanOrder order, float* state,
-                    int thread) {
+  void emit_segment(Sweep& sweep, Index head, Index segment, Index then, ScanOrder order,
+                    float* state, int thread) {
     float* const inside = running(thread, 2);
     const Walk groups = groups_of(segment, order);
     for (Index i = 0; i < groups.count; ++i) {
       const Walk chunks = chunks_of(groups.at(i), order);
       const GroupFactors f = factors(sweep, head, chunks);
       sweep.load(head, groups.at(i), thread);
+      if constexpr (requires { &Sweep::emit_sum; }) {
+        if (!f.any) {
+          const float* increment = nullptr;
+          for (Index c = 0; c < f.count; ++c) {
+            Ahead soon;
+            sweep.emit_sum(head, chunks.at(c), next_group(groups, i, then, order), state, increment,
+                           thread, &soon);
+            increment = kept(thread, i * group_ + c);
+          }
+          for (Index e = 0; e < state_floats_; e += kLanes)
+            store(state + e, advance<false>(1, state + e, load(increment + e)));
+          continue;
+        }
+      }
       for (Index c = 0; c < f.count; ++c) {
         const float* const increment = kept(thread, i * group_ + c);
         Ahead soon;
@@ -451,7 +435,8 @@ class ScanTotals {
       for (Index c = first; c < std::min(first + segment_, chunks_); ++c) {
         sweep.load(head, c, thread);
         const float factor = sweep.factor(head, c);
-        sweep.increment(head, c, thread, nullptr, [&](Index, Index offset) {
+        const Index next = c + 1 < std::min(first + segment_, chunks_) ? c + 1 : -1;
+        sweep.increment(head, c, next, thread, nullptr, [&](Index, Index offset) {
           return [to = own + offset, factor](Index at, Vec increment) {
             store(to + at, factor * load(to + at) + increment);
           };
