@@ -84,19 +84,42 @@ inline Vec exp2_of(Vec f, Vec shifted) {
   return reinterpret_cast<Vec>(reinterpret_cast<BitVec>(p) + exponent);
 }
 
-// 2^x for x <= 0; exactly 0 for x <= -126, -infinity included. Relative error below 1.5e-7.
+// 2^x for x <= 0; exactly 0 for x <= -126, -infinity included. Relative error below 2.5e-7.
 inline Vec exp2_nonpositive(Vec x) {
   const Vec shifted = x + 12582912.0f;  // 1.5 * 2^23: the low mantissa bits hold the integer
   const Vec value = exp2_of(x - (shifted - 12582912.0f), shifted);
   return x < -126.0f ? Vec{} : value;  // a NaN stays a NaN
 }
 
-// e^x for x <= 0, of the same precision; exactly 0 below -87.3. The multiplication by log2(e) is
-// fused into the rounding, so that it costs nothing.
+// Bits of 2^(k / 32), less k << 18.
+alignas(64) inline constexpr std::uint32_t kExpTable[32] = {
+    0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
+    0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6,
+    0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
+    0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+
+// e^x for x <= 0, relative error below 3.5e-7 from -3 on, then some 4e-8 for every unit; exactly 0
+// below -87.3. The multiplication by log2(e) is fused into the rounding, so that it costs nothing.
+// Where two vectors hold a table, x is rounded to 1/32 of a power of two: one lookup for two
+// multiply-adds less (a sixth of the time).
 inline Vec exp_nonpositive(Vec x) {
   constexpr float kLog2e = 1.44269504088896340736f;
-  const Vec shifted = x * kLog2e + 12582912.0f;
-  const Vec value = exp2_of(x * kLog2e - (shifted - 12582912.0f), shifted);
+  Vec value;
+  if constexpr (kLanes == 16) {
+    const Vec shifted = x * (32 * kLog2e) + 12582912.0f;  // ends in 32 e + k
+    const Vec f = x * (32 * kLog2e) - (shifted - 12582912.0f);
+    Vec low, high;
+    std::memcpy(&low, kExpTable, sizeof(Vec));
+    std::memcpy(&high, kExpTable + 16, sizeof(Vec));
+    const BitVec bits = reinterpret_cast<BitVec>(shifted);
+    const Vec root = __builtin_shuffle(low, high, reinterpret_cast<IntVec>(shifted));
+    // k << 18 comes back, and e << 23 with it.
+    const Vec power = reinterpret_cast<Vec>(reinterpret_cast<BitVec>(root) + (bits << 18));
+    value = power * ((f * 2.3459620e-4f + 0.021661174f) * f) + power;
+  } else {
+    const Vec shifted = x * kLog2e + 12582912.0f;
+    value = exp2_of(x * kLog2e - (shifted - 12582912.0f), shifted);
+  }
   return x < -87.3f ? Vec{} : value;
 }
 

@@ -6,7 +6,7 @@
 namespace subquad::engine {
 
 // 2^x for every x: infinity above 128, exactly 0 below -126 (no denormal results). Relative error
-// below 2e-7: the same polynomial as exp2_nonpositive, of which this is the two-sided form.
+// below 2.5e-7: the same polynomial as exp2_nonpositive, of which this is the two-sided form.
 inline Vec exp2_any(Vec x) {
   // Half the exponent on each side, so that 2^127.9 passes through representable numbers.
   const Vec shifted = x + 12582912.0f;
