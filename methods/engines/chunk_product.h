@@ -320,8 +320,8 @@ inline void chunk_outputs(Factors<A> a, Index depth, const float* state, Index w
         const Factors<LocalRow> local{LOCAL == Local::none ? nullptr : weights.p + i * local_row,
                                       local_row, weights.term};
         output_block<kRows, kVectors, LOCAL, Requests>(
-            rows, depth, state + c, stride, decay == nullptr ? nullptr : decay + i, local,
-            LOCAL == Local::from ? i : 0,
+            rows, depth, state == nullptr ? nullptr : state + c, stride,
+            decay == nullptr ? nullptr : decay + i, local, LOCAL == Local::from ? i : 0,
             LOCAL == Local::none    ? 0
             : LOCAL == Local::up_to ? i
                                     : chunk,

@@ -219,6 +219,8 @@ void LinearScan::prepare(const Problem& problem, std::shared_ptr<FeatureMap> map
                       : engine::ScanTotals();
   };
   scan_ = scan_of(s.state);
+  SUBQUAD_CHECK(!problem.causal || scan_.segments() == s.segments, "{} segments, {} counted",
+                scan_.segments(), s.segments);
   sum_ = sum_of(shared, s.state);
   if (gradients) {
     dk_scan_ = scan_of(s.state_plus);
@@ -346,7 +348,7 @@ double LinearScan::flops(const Problem& p, Index features, bool normalize, Pass 
   const double state = static_cast<double>(features * (p.d_v + (normalize ? 1 : 0)));
   const double n = static_cast<double>(p.n), n_kv = static_cast<double>(p.n_kv);
   const double forward = 2.0 * heads * state * (n + n_kv);
-  // Backward: the state of the keys again and dq from it; the state of the queries, dk and dv.
+  // Backward: the state of the keys and dq from it; the state of the queries, dk and dv.
   const double backward = 2.0 * heads * state * (2 * n + 3 * n_kv);
   if (pass == Pass::backward) return backward;
   if (pass == Pass::forward_backward) return forward + backward;

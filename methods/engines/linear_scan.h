@@ -7,10 +7,10 @@
 // bit for bit.
 //
 // Source: Katharopoulos et al. 2020 (arXiv 2006.16236), equations 8-20; the chunked form is that of
-// Lightning Attention-2 (arXiv 2401.04658) and flash-linear-attention. Backward goes from the last
-// segment of tokens to the first: through each one forward in time for dq, from the state that
-// forward has left, and at once back for dk and dv, while all of it is near; the denominator takes
-// part as one more column of the values, of ones. README.md says what bounds the speed.
+// Lightning Attention-2 (arXiv 2401.04658) and flash-linear-attention. Causal backward goes from
+// the last segment of tokens to the first: through each one forward in time for dq, from the state
+// that forward has left, and at once back for dk and dv, while all of it is near; the denominator
+// takes part as one more column of the values, of ones. README.md says what bounds the speed.
 #pragma once
 
 #include <memory>
@@ -70,8 +70,9 @@ class LinearScan {
   // Bytes of make_saved().
   static double saved_bytes(const Problem& problem, const FeatureMap& map,
                             const LinearScanOptions& options);
-  // Useful operations of the recurrent form: one update of a state per key, one product with it per
-  // query; backward has five such products where forward has two.
+  // Nominal operations, those of the recurrent form: one update of a state per key, one product
+  // with it per query; backward has five such products where forward has two, the state of the keys
+  // formed again among them, whether it is or not.
   static double flops(const Problem& problem, Index features, bool normalize, Pass pass);
 
  private:

@@ -138,7 +138,7 @@ struct LinearScan::KeyGradient {
   Index keys_from;  // first key of chunk 0 of the keys
   Index keys_to;
   TensorView dk, dv;
-  QueryGradient& dq;
+  QueryGradient& query_gradient;
   const LinearScanSaved& saved;
 
   float factor(Index bh, Index c) const {
@@ -149,26 +149,27 @@ struct LinearScan::KeyGradient {
   // dq of the segment, which leaves its operands in the work space.
   void open(Index bh, Index segment, Index then, int thread) {
     const Sizes& s = scan.sizes_;
-    scan.dk_scan_.run_alone(dq, bh, segment, then, thread, [&](float* state) {
+    scan.dk_scan_.run_alone(query_gradient, bh, segment, then, thread, [&](float* state) {
       scan.turn_state(saved.states.data() + (bh * s.segments + segment) * s.state, state);
     });
   }
 
+  // Not local: emits dq of the group as well, for its operands are there; a sum loads a group once.
   void load(Index bh, Index g, int thread) {
     const Sizes& s = scan.sizes_;
     const Work w = scan.work(thread);
-    if (local) return dq.load_values(bh, g, w);
+    if (local) return query_gradient.load_values(bh, g, w);
     const Index first = range.group_first(g), count = range.group_count(g);
     call.queries(bh, first, count, range.rows(), s.wide_f, w.q, w.scratch);
     call.gradient(bh, first, count, range.rows(), s.wide_plus, w.g);
-    dq.emit_whole(bh, first, count, w);
+    query_gradient.emit_whole(bh, first, count, w);
   }
 
   template <class Keep>
   void increment(Index bh, Index g, Index next, int thread, const float* factors, Keep&& keep) {
     const Sizes& s = scan.sizes_;
     const Work w = scan.work(thread);
-    const Index from = local ? dq.group_row(g) : 0;
+    const Index from = local ? query_gradient.group_row(g) : 0;
     const engine::ChunkRun run{range.group_count(g), range.chunk, local, factors};
     const float* gradients = w.g + from * s.wide_plus;
     if (const Decay d = scan.decay_of(bh)) {
@@ -190,8 +191,8 @@ struct LinearScan::KeyGradient {
   // Asks for what emit reads unless that is near, and what it writes, from key `first` on.
   void request_keys(Index bh, Index first, Index count, engine::Ahead* ahead) const {
     const Problem& p = call.problem;
-    const Index rows = first < keys_from ? 0 : std::min(count, keys_to - first);
-    const Index at = bh * p.n_kv + first;
+    if (first < keys_from || first >= keys_to) return;
+    const Index rows = std::min(count, keys_to - first), at = bh * p.n_kv + first;
     if (!local) ahead->add(call.in.k.data() + at * p.d_k, rows * p.d_k);
     ahead->add(call.in.v.data() + at * p.d_v, rows * p.d_v);
     ahead->add(dk.data() + at * p.d_k, rows * p.d_k);
@@ -204,7 +205,7 @@ struct LinearScan::KeyGradient {
     const Problem& p = call.problem;
     const Work w = scan.work(thread);
     const Index first = keys_from + c * s.chunk, count = std::min(s.chunk, keys_to - first);
-    const Index at = dq.row(c);
+    const Index at = query_gradient.row(c);
     const float* const k = w.k + at * s.wide_f;
     const float* const q = w.q + at * s.wide_f;
     const float* const dscores = w.dscores + at * s.chunk;
@@ -215,9 +216,9 @@ struct LinearScan::KeyGradient {
     if (d) engine::decay_scores_by_query(d.down, s.chunk, w.scores);
     request_keys(bh, first - s.chunk, s.chunk, soon);
     const float* const ones = start(state, s.chunk, w);
-    engine::chunk_outputs<Local::from>(Factors{dq.values_of(bh, c, w), s.wide_v, 1}, p.d_v, state,
-                                       s.wide_f, decay, Factors{dscores, s.chunk, 1}, q, s.wide_f,
-                                       s.chunk, nullptr, w.tile, s.wide_f, *soon, ones);
+    engine::chunk_outputs<Local::from>(
+        Factors{query_gradient.values_of(bh, c, w), s.wide_v, 1}, p.d_v, state, s.wide_f, decay,
+        Factors{dscores, s.chunk, 1}, q, s.wide_f, s.chunk, nullptr, w.tile, s.wide_f, *soon, ones);
     pull_back(bh, first, count, k, w);
     from_state(state, s.chunk, decay, w);
     engine::chunk_outputs<Local::from>(Factors<>{}, 0, nullptr, s.wide_v, nullptr,

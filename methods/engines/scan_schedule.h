@@ -81,7 +81,8 @@ class ScanSchedule {
   //            Ahead* soon)                       emit from state + more, or the state alone where
   //                                               that is null: saves forming it where all factors
   //                                               are one
-  // increment and emit_sum ask for the operands of group `next`, which this thread loads after g
+  // increment and emit_sum may ask for the operands of group `next`, which this thread loads after
+  // g
   // (-1: none), emit with `soon` for what the next chunk reads and writes; `then` is the segment
   // that this thread opens next (-1: none). Segments, their groups and chunks come in `order`, and
   // are the same in both. `states` [heads, segments(), state_floats], unless it is null, receives
@@ -96,8 +97,9 @@ class ScanSchedule {
     }
     run_team(sweep, order, states);
   }
-  // Emits one segment, ascending, from the state that fill(state) writes; leaves the totals alone.
-  // Inside the open of a sweep of this schedule, where the work space that it takes is free.
+  // Runs another sweep over one segment, ascending, from the state that fill(state) writes; leaves
+  // the totals alone. Only inside the open of a sweep of this schedule: it overwrites the running
+  // states, which are set after open.
   template <class Sweep, class Fill>
   void run_alone(Sweep& sweep, Index head, Index segment, Index then, int thread, Fill&& fill) {
     fill(running(thread, 1));
@@ -130,7 +132,7 @@ class ScanSchedule {
     };
     hold(running_, (group_ + 2) * threads * state_floats_);
     if (!spread(heads_, segments_.count())) return;
-    hold(kept_, (threads - 1) * widest_ * group_ * state_floats_);
+    hold(kept_, (threads - 1) * widest_ * group_ * state_floats_);  // of an odd team any width
     hold(sums_, 2 * threads * state_floats_);
     hold(before_, threads * state_floats_);
   }
@@ -424,7 +426,7 @@ class ScanTotals {
         totals_(heads * state_floats),
         rounded_(heads * state_floats) {}
 
-  // Sweep as above; emit is not called.
+  // Sweep as above; emit and open are not called, and load once for every group.
   template <class Sweep>
   void run(Sweep& sweep) {
     const Index count = segments();

@@ -58,8 +58,10 @@ class Lightning2 final : public Method {
     map_ = make_elementwise_map("identity");
     scan_.prepare(problem, map_, options(problem.heads), env.gradients);
   }
-  // Time O((n + n_kv) d_k d_v), extra memory: states of d_k d_v floats, see linear_scan.h.
   std::unique_ptr<Saved> make_saved() const override { return scan_.make_saved(); }
+  // Time O((n + n_kv) d_k d_v), extra memory: states of d_k d_v floats,
+  // a few per thread; for gradients one for some 650 tokens of a head too, and rows of as many
+  // tokens per thread.
   void forward(const Inputs& in, TensorView out, Saved* saved) override {
     scan_.forward(in, out, static_cast<LinearScanSaved*>(saved));
   }

@@ -49,7 +49,9 @@ class Linear final : public Method {
     saved->inverse_norm = AlignedArray<float>(problem_.batch * problem_.heads * problem_.n);
     return saved;
   }
-  // Time O((n + n_kv) f d_v), f features; extra memory: states of f d_v floats, see linear_scan.h.
+  // Time O((n + n_kv) f d_v), f features; extra memory: states of f d_v floats,
+  // a few per thread; for gradients one for some 650 tokens of a head too, and rows of as many
+  // tokens per thread.
   void forward(const Inputs& in, TensorView out, Saved* saved) override {
     auto* const own = static_cast<LinearScanSaved*>(saved);
     if (!sequential()) return scan_.forward(in, out, own);

@@ -46,7 +46,9 @@ class Performer final : public Method {
   }
 
   std::unique_ptr<Saved> make_saved() const override { return scan_.make_saved(); }
-  // Time O((n + n_kv) f (d_k + d_v)), f features; extra memory: states of f d_v floats.
+  // Time O((n + n_kv) f (d_k + d_v)), f features; extra memory: states of f d_v floats,
+  // a few per thread; for gradients one for some 650 tokens of a head too, and rows of as many
+  // tokens per thread.
   void forward(const Inputs& in, TensorView out, Saved* saved) override {
     draw(round_of(in));
     scan_.forward(in, out, static_cast<LinearScanSaved*>(saved));

@@ -169,6 +169,33 @@ TEST_CASE("long causal scans are strictly causal and the same for any number of 
   }
 }
 
+TEST_CASE("at the width with code of its own too, threads change no bit", "[methods][linear]") {
+  const Problem p = one_head(2111, 64, 64);
+  const QKV in = random_inputs(p, 12);
+  Tensor dout(1, 1, p.n, p.d_v);
+  fill_normal(13, dout.data(), dout.size());
+  for (const Index chunk : {0, 32, 48}) {  // four, two chunks of a group, one
+    const auto run = [&](int threads) {
+      const Threads restore(threads);
+      return run_method("linear", {{"chunk", chunk}}, p, in, &dout);
+    };
+    const Outcome one = run(1);
+    for (const int threads : {2, 3}) {
+      INFO("chunk " << chunk << ", " << threads << " threads");
+      const Outcome more = run(threads);
+      require_same_bits(more.out, one.out, p.n);
+      require_same_bits(more.dq, one.dq, p.n);
+      require_same_bits(more.dk, one.dk, p.n);
+      require_same_bits(more.dv, one.dv, p.n);
+    }
+    const auto want = reference::references().at("linear").gradient(
+        resolved("linear", {}), double_call(p, in), cast<double>(dout));
+    CHECK(relative_error(one.dq, want.dq) <= 1e-5);
+    CHECK(relative_error(one.dk, want.dk) <= 1e-5);
+    CHECK(relative_error(one.dv, want.dv) <= 1e-5);
+  }
+}
+
 TEST_CASE("gradients of long causal scans equal the reference, with padding and ragged ends",
           "[methods][linear]") {
   const Index n = GENERATE(200, 300, 1900);  // one segment, with an empty one, several
