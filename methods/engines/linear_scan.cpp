@@ -36,13 +36,7 @@ struct LinearScan::Outputs {
     const Index first = range.group_first(g), count = range.group_count(g);
     const Work w = scan.work(thread);
     call.keys(bh, first, count, range.rows(), s.wide_f, w.k, w.scratch);
-    if (!in_place(bh, g)) call.values(bh, first, count, range.rows(), s.wide_v, w.v);
-  }
-  bool in_place(Index bh, Index g) const {
-    return call.values_in_place(bh, range, g, scan.sizes_.wide_v);
-  }
-  const float* values(Index bh, Index g, const Work& w) const {
-    return in_place(bh, g) ? call.rows(call.in.v, bh, range.group_first(g)) : w.v;
+    call.load_values(range, bh, g, s.wide_v, w.v);
   }
   Decay decay(Index bh) const { return scan.decay_of(bh); }
   float factor(Index bh, Index c) const {
@@ -62,8 +56,8 @@ struct LinearScan::Outputs {
     }
     engine::Ahead ahead;
     if (next >= 0) call.request_keys(bh, range.group_first(next), range.group_count(next), &ahead);
-    engine::chunk_increment(k, s.wide_f, s.features, values(bh, g, w), s.wide_v, s.wide_v, run,
-                            ahead, keep);
+    const float* const v = call.values_of(range, bh, g * range.group, s.wide_v, w.v);
+    engine::chunk_increment(k, s.wide_f, s.features, v, s.wide_v, s.wide_v, run, ahead, keep);
     if (call.normalize) sum_rows(k, run, s.wide_f, s.features * s.wide_v, keep);
   }
 
@@ -130,7 +124,7 @@ struct LinearScan::Outputs {
     const bool direct = count == s.chunk && p.d_v == s.wide_v;
     float* const rows = direct ? to : w.tile;
     request_queries(bh, first + s.chunk, s.chunk, soon);
-    const float* const v = values(bh, c / range.group, w) + range.inside(c) * s.wide_v;
+    const float* const v = call.values_of(range, bh, c, s.wide_v, w.v);
     const float* const scale = call.normalize ? w.norm : nullptr;
     if constexpr (SUM) {
       engine::chunk_outputs_of_sum(w.qt, s.features, state, more, s.wide_v, w.scores, v, s.wide_v,
@@ -334,8 +328,10 @@ void LinearScan::forward(const Inputs& in, TensorView out, LinearScanSaved* save
   if (shared > 0) sum_.run(sum);
   if (!problem_.causal) {
     emit_all(sum, s.sum_chunk, problem_.n, [&](Index bh) { return sum_.rounded(bh); });
-    for (Index bh = 0; bh < head_count() && saved != nullptr; ++bh)
-      std::copy_n(sum_.rounded(bh), s.state, states + bh * s.state);
+    if (saved != nullptr)
+      parallel_for(head_count(), [&](Index bh, int) {
+        std::copy_n(sum_.rounded(bh), s.state, states + bh * s.state);
+      });
     return;
   }
   start(scan_, sum_, shared);

@@ -42,22 +42,7 @@ struct LinearScan::QueryGradient {
     const Index first = range.group_first(g), count = range.group_count(g), to = group_row(g);
     const Work w = scan.work(thread);
     call.keys(bh, first, count, range.rows(), s.wide_f, w.k + to * s.wide_f, w.scratch);
-    load_values(bh, g, w);
-  }
-  void load_values(Index bh, Index g, const Work& w) const {
-    const Index wide = scan.sizes_.wide_v;
-    if (!call.values_in_place(bh, range, g, wide))
-      call.values(bh, range.group_first(g), range.group_count(g), range.rows(), wide, w.v);
-  }
-  // Of group g, [rows, wide_v].
-  const float* values(Index bh, Index g, const Work& w) const {
-    return call.values_in_place(bh, range, g, scan.sizes_.wide_v)
-               ? call.rows(call.in.v, bh, range.group_first(g))
-               : w.v;
-  }
-  // Of chunk c.
-  const float* values_of(Index bh, Index c, const Work& w) const {
-    return values(bh, c / range.group, w) + range.inside(c) * scan.sizes_.wide_v;
+    call.load_values(range, bh, g, s.wide_v, w.v);
   }
 
   template <class Keep>
@@ -65,7 +50,7 @@ struct LinearScan::QueryGradient {
     const Sizes& s = scan.sizes_;
     const Work w = scan.work(thread);
     const engine::ChunkRun run{range.group_count(g), range.chunk, false, factors};
-    const float* v = values(bh, g, w);
+    const float* v = call.values_of(range, bh, g * range.group, s.wide_v, w.v);
     if (const Decay d = scan.decay_of(bh)) {
       scale_rows(v, run, s.wide_v, d.up, true, w.scaled);
       v = w.scaled;
@@ -100,7 +85,8 @@ struct LinearScan::QueryGradient {
     call.gradient(bh, first, count, s.chunk, s.wide_plus, g);
     engine::transpose(g, s.wide_plus, s.chunk, s.wide_plus, w.gt, s.chunk);
     const Decay d = scan.decay_of(bh);
-    engine::chunk_scores(values_of(bh, c, w), s.wide_v, w.gt, p.d_v, s.chunk, dscores);
+    engine::chunk_scores(call.values_of(range, bh, c, s.wide_v, w.v), s.wide_v, w.gt, p.d_v,
+                         s.chunk, dscores);
     engine::finish_scores(call.normalize ? w.gt + p.d_v * s.chunk : nullptr, s.chunk, dscores);
     if (d) engine::decay_scores(d.up, s.chunk, dscores);
     request_queries(bh, first + s.chunk, s.chunk, soon);
@@ -154,11 +140,12 @@ struct LinearScan::KeyGradient {
     });
   }
 
-  // Not local: emits dq of the group as well, for its operands are there; a sum loads a group once.
+  // Local: all is there from the pass for dq. Else emits dq of the group as well, for its operands
+  // are there; a sum loads a group once.
   void load(Index bh, Index g, int thread) {
+    if (local) return;
     const Sizes& s = scan.sizes_;
     const Work w = scan.work(thread);
-    if (local) return query_gradient.load_values(bh, g, w);
     const Index first = range.group_first(g), count = range.group_count(g);
     call.queries(bh, first, count, range.rows(), s.wide_f, w.q, w.scratch);
     call.gradient(bh, first, count, range.rows(), s.wide_plus, w.g);
@@ -215,10 +202,11 @@ struct LinearScan::KeyGradient {
     engine::chunk_scores_by_query(q, s.wide_f, w.kt, s.features, s.chunk, w.scores);
     if (d) engine::decay_scores_by_query(d.down, s.chunk, w.scores);
     request_keys(bh, first - s.chunk, s.chunk, soon);
+    const float* const v = values(bh, first, count, s.chunk, w);
     const float* const ones = start(state, s.chunk, w);
-    engine::chunk_outputs<Local::from>(
-        Factors{query_gradient.values_of(bh, c, w), s.wide_v, 1}, p.d_v, state, s.wide_f, decay,
-        Factors{dscores, s.chunk, 1}, q, s.wide_f, s.chunk, nullptr, w.tile, s.wide_f, *soon, ones);
+    engine::chunk_outputs<Local::from>(Factors{v, s.wide_v, 1}, p.d_v, state, s.wide_f, decay,
+                                       Factors{dscores, s.chunk, 1}, q, s.wide_f, s.chunk, nullptr,
+                                       w.tile, s.wide_f, *soon, ones);
     pull_back(bh, first, count, k, w);
     from_state(state, s.chunk, decay, w);
     engine::chunk_outputs<Local::from>(Factors<>{}, 0, nullptr, s.wide_v, nullptr,
@@ -235,7 +223,7 @@ struct LinearScan::KeyGradient {
     const Work w = scan.work(thread);
     const Index chunk = s.sum_chunk, first = c * chunk, count = std::min(chunk, keys_to - first);
     call.keys(bh, first, count, chunk, s.wide_f, w.k, w.scratch);
-    call.values(bh, first, count, chunk, s.wide_v, w.v);
+    const float* const v = values(bh, first, count, chunk, w);
     // Keys before the first query: the state has decayed by their distance from it.
     const float* decay = nullptr;
     if (!scan.options_.decay.empty()) {
@@ -246,13 +234,21 @@ struct LinearScan::KeyGradient {
       decay = w.norm;
     }
     request_keys(bh, first + chunk, chunk, soon);
-    engine::chunk_outputs<Local::none>(Factors{w.v, s.wide_v, 1}, p.d_v, state, s.wide_f, decay,
+    engine::chunk_outputs<Local::none>(Factors{v, s.wide_v, 1}, p.d_v, state, s.wide_f, decay,
                                        Factors<>{}, nullptr, 0, chunk, nullptr, w.tile, s.wide_f,
                                        *soon, start(state, chunk, w));
     pull_back(bh, first, count, w.k, w);
     engine::transpose(w.k, s.wide_f, chunk, s.wide_f, w.kt, chunk);
     from_state(state, chunk, decay, w);
     store_rows(w.tile, count, s.wide_v, p.d_v, dv.data() + (bh * p.n_kv + first) * p.d_v);
+  }
+
+  // Values of keys [first, first + count) -> rows [total, wide_v].
+  const float* values(Index bh, Index first, Index count, Index total, const Work& w) const {
+    const Index wide = scan.sizes_.wide_v;
+    if (const float* const v = call.values_as_they_lie(bh, first, count, total, wide)) return v;
+    call.values(bh, first, count, total, wide, w.v);
+    return w.v;
   }
 
   // What the column of ones adds to dphi(k) of `chunk` keys, the state's last row, -> w.tile; null

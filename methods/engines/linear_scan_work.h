@@ -87,10 +87,26 @@ struct LinearScanCall {
     for (Index j = 0; j < count && real != nullptr; ++j)
       if (real[j] == 0) clear(v, j, j + 1, wide);
   }
-  // Whole groups of whole vectors need no copy.
-  bool values_in_place(Index bh, const ScanRange& range, Index g, Index wide) const {
-    return range.group_count(g) == range.rows() && problem.d_v == wide &&
-           mask(bh, range.group_first(g)) == nullptr;
+  // The same where they lie, if that will do (all rows there, of whole vectors, none masked), else
+  // null.
+  const float* values_as_they_lie(Index bh, Index first, Index count, Index total,
+                                  Index wide) const {
+    const bool same = count == total && problem.d_v == wide && mask(bh, first) == nullptr;
+    return same ? rows(in.v, bh, first) : nullptr;
+  }
+  // Values of a group: copied where they must be.
+  void load_values(const ScanRange& range, Index bh, Index g, Index wide, float* copy) const {
+    const Index first = range.group_first(g), count = range.group_count(g);
+    if (values_as_they_lie(bh, first, count, range.rows(), wide) == nullptr)
+      values(bh, first, count, range.rows(), wide, copy);
+  }
+  // Of chunk c, after load_values of its group.
+  const float* values_of(const ScanRange& range, Index bh, Index c, Index wide,
+                         const float* copy) const {
+    const Index g = c / range.group;
+    const float* const lying =
+        values_as_they_lie(bh, range.group_first(g), range.group_count(g), range.rows(), wide);
+    return (lying != nullptr ? lying : copy) + range.inside(c) * wide;
   }
 
   // Gradients of numerator and denominator of queries [first, first + count) -> g [total, wide]:
