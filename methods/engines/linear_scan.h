@@ -19,6 +19,7 @@
 #include "harness/core/method.h"
 #include "methods/engines/feature_map.h"
 #include "methods/engines/scan_schedule.h"
+#include "methods/engines/scan_totals.h"
 
 namespace subquad {
 

@@ -14,18 +14,20 @@
 // computed twice. Otherwise the threads take one segment each, again and again. The first of them
 // knows what comes before its segment, and goes straight through it. The others meanwhile emit the
 // segment before, then compute and keep the increments of their next one; what they keep stays in
-// their own caches, only sums travel. A kept increment costs more than one that is used at once,
-// hence segments by turns wider (the first thread's, of two) and narrower. Either way the additions
-// are the same in the same order: the segments depend on the problem alone, and so do the bits.
+// their own caches, only sums travel. They begin with one more segment before they ask for the
+// others' sums, so that nobody waits for a thread that is a little late. A kept increment costs
+// more than one that is used at once, hence segments by turns wider (the first thread's, of two)
+// and narrower. Either way the additions are the same in the same order: the segments depend on the
+// problem alone, and so do the bits.
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "harness/core/parallel.h"
 #include "harness/core/tensor.h"
 #include "methods/engines/chunk_product.h"
 #include "methods/engines/scan_segments.h"
+#include "methods/engines/team_posts.h"
 
 namespace subquad::engine {
 
@@ -114,11 +116,14 @@ class ScanSchedule {
     const ScanSegments segments((tokens + size - 1) / size, size);
     Index states = (group + 2) * threads + (rounded ? 3 : 2) * heads;
     if (spread(heads, segments.count()))
-      states += 4 * threads + (threads - 1) * segments.widest() * group;
+      states += (kSums + 2) * threads + (threads - 1) * (segments.widest() + kAhead) * group;
     return 4.0 * static_cast<double>(states) * static_cast<double>(state_floats);
   }
 
  private:
+  static constexpr Index kAhead = 2;  // groups of the next segment; one is as good, measured
+  static constexpr Index kSums = 3;
+
   // Several heads per thread balance themselves.
   static bool spread(Index heads, Index segments) {
     const Index threads = thread_count();
@@ -126,28 +131,35 @@ class ScanSchedule {
   }
   void grow() {
     const Index threads = thread_count();
-    const auto hold = [](auto& array, Index floats) {
+    const auto hold = [](auto& array, Index size) {
       using Array = std::remove_reference_t<decltype(array)>;
-      if (array.size() < floats) array = Array(floats);
+      if (array.size() < size) array = Array(size);
     };
     hold(running_, (group_ + 2) * threads * state_floats_);
     if (!spread(heads_, segments_.count())) return;
-    hold(kept_, (threads - 1) * widest_ * group_ * state_floats_);  // of an odd team any width
-    hold(sums_, 2 * threads * state_floats_);
+    hold(kept_, (threads - 1) * ring() * group_ * state_floats_);
+    hold(sums_, kSums * threads * state_floats_);
+    hold(decays_, kSums * threads);
     hold(before_, threads * state_floats_);
+    if (posts_.threads() < threads) posts_ = TeamPosts(threads);
   }
   // Of a thread: the segment's own sum, and group_ + 1 states.
   float* running(int thread, Index slot) {
     return running_.data() + ((group_ + 2) * thread + slot) * state_floats_;
   }
-  // Of a thread of a team but the first: the increments of its segment, chunk by chunk.
-  float* kept(Index thread, Index slot) {
-    return kept_.data() + ((thread - 1) * widest_ * group_ + slot) * state_floats_;
+  // Groups of which a thread of a team keeps the increments: a segment (of an odd team any) and the
+  // beginning of the next one.
+  Index ring() const { return widest_ + kAhead; }
+  // Of a thread of a team but the first: the increments of the group at a place of its ring.
+  float* kept(Index thread, Index place) {
+    return kept_.data() + ((thread - 1) * ring() + place % ring()) * group_ * state_floats_;
   }
-  // The sum of a thread's segment, in two copies: others may still read the last one.
+  // The sum of a thread's segment, of three turns: others may still read the last one, and the next
+  // one may have begun.
   float* sum(Index thread, Index turn) {
-    return sums_.data() + (2 * thread + turn) * state_floats_;
+    return sums_.data() + (kSums * thread + turn % kSums) * state_floats_;
   }
+  double& decay(Index thread, Index turn) { return decays_[kSums * thread + turn % kSums]; }
 
   // A range of groups or chunks in the order of a scan.
   struct Walk {
@@ -155,14 +167,18 @@ class ScanSchedule {
     bool down;
     Index at(Index i) const { return down ? first + count - 1 - i : first + i; }
     Index at_or_none(Index i) const { return i < count ? at(i) : -1; }
+    Walk part(Index from, Index to) const {
+      return {down ? first + count - to : first + from, to - from, down};
+    }
   };
   Walk groups_of(Index segment, ScanOrder order) const {
+    if (segment < 0) return {0, 0, false};
     const Index first = segments_.first(segment);
     return {first, segments_.end(segment) - first, order == ScanOrder::descending};
   }
-  Walk chunks_of(Index g, ScanOrder order) const {
+  Walk chunks_of(Index g, bool down) const {
     const Index first = g * group_;
-    return {first, std::min(group_, chunks_ - first), order == ScanOrder::descending};
+    return {first, std::min(group_, chunks_ - first), down};
   }
 
   // Factors of the chunks of a group, each alone and with those before it.
@@ -249,7 +265,7 @@ class ScanSchedule {
     const Walk groups = groups_of(segment, order);
     for (Index i = 0; i < groups.count; ++i) {
       const Index g = groups.at(i);
-      const Walk chunks = chunks_of(g, order);
+      const Walk chunks = chunks_of(g, groups.down);
       const GroupFactors f = factors(sweep, head, chunks);
       float* after[kMaxGroup];  // the state behind each chunk
       for (Index s = 0; s < f.count; ++s)
@@ -282,68 +298,96 @@ class ScanSchedule {
 
   template <class Sweep>
   void run_team(Sweep& sweep, ScanOrder order, float* states) {
+    posts_.clear();
 #pragma omp parallel
     {
       const Index thread = omp_get_thread_num(), threads = omp_get_num_threads();
+      Index turn = 0;
       for (Index head = 0; head < heads_; ++head)
-        run_member(sweep, head, order, states, thread, threads);
+        turn = run_member(sweep, head, order, states, thread, threads, turn);
     }
   }
 
-  // What one thread of a team does for a head. Sweeps do not throw, nor does this.
+  // What one thread of a team does for a head; returns the turn behind it. Sweeps do not throw, nor
+  // does this.
   template <class Sweep>
-  void run_member(Sweep& sweep, Index head, ScanOrder order, float* states, Index thread,
-                  Index threads) noexcept {
+  Index run_member(Sweep& sweep, Index head, ScanOrder order, float* states, Index thread,
+                   Index threads, Index turn) noexcept {
+    constexpr bool kOpens = requires { &Sweep::open; };
     const int worker = static_cast<int>(thread);
     float* const state = running(worker, 1);
     double* const before = before_.data() + thread * state_floats_;
     std::copy_n(total(head), state_floats_, before);
     const Walk segments{0, segments_.count(), order == ScanOrder::descending};
-    Index turn = 0;
-    for (Index window = 0; window < segments.count; window += threads, turn = 1 - turn) {
+    Index place = 0, kept = 0;  // of the segment's first group; groups that are kept already
+    for (Index window = 0; window < segments.count; window += threads, ++turn) {
       const Index at = window + thread;
-      const bool any = at < segments.count;
-      float* const own = sum(thread, turn);
-      if (any) {
-        const Index segment = segments.at(at), then = segments.at_or_none(at + threads);
+      const Index segment = segments.at_or_none(at), then = segments.at_or_none(at + threads);
+      const Walk groups = groups_of(segment, order), later = groups_of(then, order);
+      const Index ahead = kOpens || thread == 0 ? 0 : std::min(kAhead, later.count);
+      if (segment >= 0) {
         open(sweep, head, segment, then, worker);
         if (thread == 0) {  // what comes before it is known
-          round_total(before, state, state_floats_);
+          if (window == 0 || kOpens) round_total(before, state, state_floats_);
           keep_state(state, head, segment, states);
-          run_segment(sweep, head, segment, then, order, own, worker);
+          decay(thread, turn) =
+              run_segment(sweep, head, segment, then, order, sum(thread, turn), worker);
         } else {
-          sum_segment(sweep, head, segment, order, own, worker);
+          if (kept == 0) begin_sum(thread, turn);
+          sum_groups(sweep, head, groups.part(kept, groups.count), place + kept,
+                     (ahead > 0 ? later : groups).at(0), turn, worker);
         }
       }
-#pragma omp barrier
-      // Every thread adds up the sums of all for itself.
-      for (Index s = 0; s < std::min(threads, segments.count - window); ++s) {
-        const double decay = decay_of(sweep, head, segments.at(window + s), order);
-        add_to_total(before, decay, sum(s, turn), state_floats_,
-                     thread > 0 && s == thread ? state : nullptr);
+      posts_.post(thread, turn + 1);
+      if (ahead > 0) {
+        begin_sum(thread, turn + 1);
+        sum_groups(sweep, head, later.part(0, ahead), place + groups.count, groups.at(0), turn + 1,
+                   worker);
       }
-      if (any && thread > 0) {
-        keep_state(state, head, segments.at(at), states);
-        emit_segment(sweep, head, segments.at(at), segments.at_or_none(at + threads), order, state,
-                     worker);
+      posts_.wait(threads, turn + 1);
+      add_sums(before, state, thread, std::min(threads, segments.count - window), turn);
+      if (segment >= 0 && thread > 0) {
+        keep_state(state, head, segment, states);
+        emit_kept(sweep, head, groups, place, later.at_or_none(ahead), state, worker);
+        place += groups.count;
       }
+      kept = ahead;
     }
     if (thread == 0) std::copy_n(before, state_floats_, total(head));
-#pragma omp barrier  // the next head writes into sums that may still be read
+    return turn;
   }
 
-  // Keeps the increments of a segment; own = their sum.
+  // Adds the sums of a turn, which every thread does for itself. `state` receives in float32 what
+  // is in front of the thread's own segment; of thread 0, which knows that already, what is behind
+  // all: it comes before its next one.
+  void add_sums(double* total, float* state, Index thread, Index members, Index turn) {
+    constexpr Index kBlock = 512;  // stays in L1
+    for (Index e = 0; e < state_floats_; e += kBlock) {
+      const Index size = std::min(kBlock, state_floats_ - e);
+      for (Index s = 0; s < members; ++s)
+        add_to_total(total + e, decay(s, turn), sum(s, turn) + e, size,
+                     thread > 0 && s == thread ? state + e : nullptr);
+      if (thread == 0) round_total(total + e, state + e, size);
+    }
+  }
+
+  void begin_sum(Index thread, Index turn) {
+    std::fill_n(sum(thread, turn), state_floats_, 0.0f);
+    decay(thread, turn) = 1;
+  }
+  // Keeps the increments of groups from `place` of the ring on, and adds them to this thread's sum
+  // of the turn; `after` is the group that it loads next.
   template <class Sweep>
-  void sum_segment(Sweep& sweep, Index head, Index segment, ScanOrder order, float* own,
-                   int thread) {
-    std::fill_n(own, state_floats_, 0.0f);
-    const Walk groups = groups_of(segment, order);
+  void sum_groups(Sweep& sweep, Index head, const Walk& groups, Index place, Index after,
+                  Index turn, int thread) {
+    float* const own = sum(thread, turn);
+    double factor_of_all = decay(thread, turn);
     for (Index i = 0; i < groups.count; ++i) {
       const Index g = groups.at(i);
-      const GroupFactors f = factors(sweep, head, chunks_of(g, order));
-      float* const keep = kept(thread, i * group_);
+      const GroupFactors f = factors(sweep, head, chunks_of(g, groups.down));
+      float* const keep = kept(thread, place + i);
       sweep.load(head, g, thread);
-      sweep.increment(head, g, next_group(groups, i, segment, order), thread, f.data(),
+      sweep.increment(head, g, i + 1 < groups.count ? groups.at(i + 1) : after, thread, f.data(),
                       [&](Index c, Index offset) {
                         float* const sum_of_all = c + 1 == f.count ? own + offset : nullptr;
                         return [factor = f.all[c], to = keep + c * state_floats_ + offset,
@@ -353,17 +397,19 @@ class ScanSchedule {
                             store(sum_of_all + at, advance(factor, sum_of_all + at, sum));
                         };
                       });
+      factor_of_all *= static_cast<double>(f.whole());
     }
+    decay(thread, turn) = factor_of_all;
   }
 
-  // Emits a segment whose increments were kept, from the state before it.
+  // Emits a segment whose increments were kept from `place` on, from the state before it; `after`
+  // as above, or -1.
   template <class Sweep>
-  void emit_segment(Sweep& sweep, Index head, Index segment, Index then, ScanOrder order,
-                    float* state, int thread) {
+  void emit_kept(Sweep& sweep, Index head, const Walk& groups, Index place, Index after,
+                 float* state, int thread) {
     float* const inside = running(thread, 2);
-    const Walk groups = groups_of(segment, order);
     for (Index i = 0; i < groups.count; ++i) {
-      const Walk chunks = chunks_of(groups.at(i), order);
+      const Walk chunks = chunks_of(groups.at(i), groups.down);
       const GroupFactors f = factors(sweep, head, chunks);
       sweep.load(head, groups.at(i), thread);
       if constexpr (requires { &Sweep::emit_sum; }) {
@@ -371,9 +417,9 @@ class ScanSchedule {
           const float* increment = nullptr;
           for (Index c = 0; c < f.count; ++c) {
             Ahead soon;
-            sweep.emit_sum(head, chunks.at(c), next_group(groups, i, then, order), state, increment,
-                           thread, &soon);
-            increment = kept(thread, i * group_ + c);
+            sweep.emit_sum(head, chunks.at(c), i + 1 < groups.count ? groups.at(i + 1) : after,
+                           state, increment, thread, &soon);
+            increment = kept(thread, place + i) + c * state_floats_;
           }
           for (Index e = 0; e < state_floats_; e += kLanes)
             store(state + e, advance<false>(1, state + e, load(increment + e)));
@@ -381,7 +427,7 @@ class ScanSchedule {
         }
       }
       for (Index c = 0; c < f.count; ++c) {
-        const float* const increment = kept(thread, i * group_ + c);
+        const float* const increment = kept(thread, place + i) + c * state_floats_;
         Ahead soon;
         sweep.emit(head, chunks.at(c), c == 0 ? state : inside, thread, &soon);
         float* const to = c + 1 == f.count ? state : inside;
@@ -391,15 +437,6 @@ class ScanSchedule {
     }
   }
 
-  template <class Sweep>
-  double decay_of(Sweep& sweep, Index head, Index segment, ScanOrder order) const {
-    double decay = 1;
-    const Walk groups = groups_of(segment, order);
-    for (Index i = 0; i < groups.count; ++i)
-      decay *= static_cast<double>(factors(sweep, head, chunks_of(groups.at(i), order)).whole());
-    return decay;
-  }
-
   Index heads_ = 0, chunks_ = 0, group_ = 1, groups_ = 0;
   ScanSegments segments_;
   Index widest_ = 0;  // groups
@@ -407,79 +444,11 @@ class ScanSchedule {
   AlignedArray<double> totals_;  // [heads, state_floats]
   AlignedArray<float> rounded_;  // likewise, on request
   AlignedArray<float> running_;  // [threads, group + 2, state_floats]
-  AlignedArray<float> kept_;     // [threads - 1, chunks of a segment, state_floats]
-  AlignedArray<float> sums_;     // [threads, 2, state_floats]
+  AlignedArray<float> kept_;     // [threads - 1, ring(), group, state_floats]
+  AlignedArray<float> sums_;     // [threads, 3, state_floats]
+  AlignedArray<double> decays_;  // [threads, 3]: factors of those segments
   AlignedArray<double> before_;  // [threads, state_floats]: totals, of each thread of a team
-};
-
-// The sum of the increments of all chunks of every head, in the same three levels; no outputs. A
-// group is one chunk.
-class ScanTotals {
- public:
-  ScanTotals() = default;
-  ScanTotals(Index heads, Index tokens, Index chunk, Index state_floats)
-      : heads_(heads),
-        chunks_((tokens + chunk - 1) / chunk),
-        segment_(segment_chunks(tokens, chunk)),
-        state_floats_(state_floats),
-        sums_(heads * segments() * state_floats),
-        totals_(heads * state_floats),
-        rounded_(heads * state_floats) {}
-
-  // Sweep as above; emit and open are not called, and load once for every group.
-  template <class Sweep>
-  void run(Sweep& sweep) {
-    const Index count = segments();
-    parallel_for(heads_ * count, [&](Index item, int thread) {
-      const Index head = item / count, first = item % count * segment_;
-      float* const own = sums_.data() + item * state_floats_;
-      std::fill_n(own, state_floats_, 0.0f);
-      for (Index c = first; c < std::min(first + segment_, chunks_); ++c) {
-        sweep.load(head, c, thread);
-        const float factor = sweep.factor(head, c);
-        const Index next = c + 1 < std::min(first + segment_, chunks_) ? c + 1 : -1;
-        sweep.increment(head, c, next, thread, nullptr, [&](Index, Index offset) {
-          return [to = own + offset, factor](Index at, Vec increment) {
-            store(to + at, factor * load(to + at) + increment);
-          };
-        });
-      }
-    });
-    parallel_for(heads_, [&](Index head, int) {
-      double* const total = totals_.data() + head * state_floats_;
-      std::fill_n(total, state_floats_, 0.0);
-      for (Index s = 0; s < count; ++s) {
-        double decay = 1;
-        for (Index c = s * segment_; c < std::min((s + 1) * segment_, chunks_); ++c)
-          decay *= static_cast<double>(sweep.factor(head, c));
-        const float* const own = sums_.data() + (head * count + s) * state_floats_;
-        for (Index e = 0; e < state_floats_; ++e)
-          total[e] = decay * total[e] + static_cast<double>(own[e]);
-      }
-      float* const state = rounded_.data() + head * state_floats_;
-      for (Index e = 0; e < state_floats_; ++e) state[e] = static_cast<float>(total[e]);
-    });
-  }
-  const double* total(Index head) const { return totals_.data() + head * state_floats_; }
-  const float* rounded(Index head) const { return rounded_.data() + head * state_floats_; }
-
-  static double bytes(Index heads, Index tokens, Index chunk, Index state_floats) {
-    const Index segment = segment_chunks(tokens, chunk) * chunk;
-    return 4.0 * static_cast<double>(heads * ((tokens + segment - 1) / segment + 3)) *
-           static_cast<double>(state_floats);
-  }
-
- private:
-  Index segments() const { return (chunks_ + segment_ - 1) / segment_; }
-  // At least 512 tokens, at most 64 segments.
-  static Index segment_chunks(Index tokens, Index chunk) {
-    return (std::max<Index>(512, (tokens + 63) / 64) + chunk - 1) / chunk;
-  }
-
-  Index heads_ = 0, chunks_ = 0, segment_ = 1, state_floats_ = 0;
-  AlignedArray<float> sums_;     // [heads, segments, state_floats]
-  AlignedArray<double> totals_;  // [heads, state_floats]
-  AlignedArray<float> rounded_;  // likewise
+  TeamPosts posts_;              // turns whose sums are there
 };
 
 }  // namespace subquad::engine

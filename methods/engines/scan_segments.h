@@ -47,9 +47,9 @@ class ScanSegments {
   }
 
  private:
-  // Tokens. Measured with two threads, which wait for each other as little as can be; the
-  // increments of the narrow ones fit a cache of 1 MiB at d = 64.
-  static constexpr Index kOpening = 256, kWide = 704, kNarrow = 592, kLast = 432;
+  // Tokens. Measured with two threads, which wait for each other as little as can be; at d = 64
+  // the increments of a narrow one are about a cache of 1 MiB.
+  static constexpr Index kOpening = 256, kWide = 768, kNarrow = 688, kLast = 480;
   static constexpr double kStretch = 1.1;  // at most
   static Index whole(Index tokens, Index of) { return (tokens + of - 1) / of; }
 
