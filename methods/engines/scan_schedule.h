@@ -14,14 +14,16 @@
 // computed twice. Otherwise the threads take one segment each, again and again. The first of them
 // knows what comes before its segment, and goes straight through it. The others meanwhile emit the
 // segment before, then compute and keep the increments of their next one; what they keep stays in
-// their own caches, only sums travel. They begin with one more segment before they ask for the
-// others' sums, so that nobody waits for a thread that is a little late. A kept increment costs
-// more than one that is used at once, hence segments by turns wider (the first thread's, of two)
-// and narrower. Either way the additions are the same in the same order: the segments depend on the
-// problem alone, and so do the bits.
+// their own caches, only sums travel. All but the first begin with two groups of the segment after
+// that before they ask for the others' sums, unless a sweep must open it first: so they need not
+// wait for a thread that is a little late. A kept increment costs more than one that is used at
+// once, hence segments by turns wider (the first thread's, of two) and narrower. Either way the
+// additions are the same in the same order: the segments depend on the problem alone, and so do the
+// bits.
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "harness/core/parallel.h"
 #include "harness/core/tensor.h"
@@ -115,14 +117,18 @@ class ScanSchedule {
     const Index size = chunk * group, threads = thread_count();
     const ScanSegments segments((tokens + size - 1) / size, size);
     Index states = (group + 2) * threads + (rounded ? 3 : 2) * heads;
-    if (spread(heads, segments.count()))
+    Index posts = 0;
+    if (spread(heads, segments.count())) {
       states += (kSums + 2) * threads + (threads - 1) * (segments.widest() + kAhead) * group;
-    return 4.0 * static_cast<double>(states) * static_cast<double>(state_floats);
+      posts = threads * (kSums * 8 + TeamPosts::kBytes);
+    }
+    return 4.0 * static_cast<double>(states) * static_cast<double>(state_floats) +
+           static_cast<double>(posts);
   }
 
  private:
-  static constexpr Index kAhead = 2;  // groups of the next segment; one is as good, measured
-  static constexpr Index kSums = 3;
+  static constexpr Index kAhead = 2;  // groups of the next segment
+  static constexpr Index kSums = 3;   // turns; see sum()
 
   // Several heads per thread balance themselves.
   static bool spread(Index heads, Index segments) {
@@ -147,7 +153,7 @@ class ScanSchedule {
   float* running(int thread, Index slot) {
     return running_.data() + ((group_ + 2) * thread + slot) * state_floats_;
   }
-  // Groups of which a thread of a team keeps the increments: a segment (of an odd team any) and the
+  // Groups of which a thread of a team keeps the increments: a segment, as wide as any, and the
   // beginning of the next one.
   Index ring() const { return widest_ + kAhead; }
   // Of a thread of a team but the first: the increments of the group at a place of its ring.
@@ -319,11 +325,13 @@ class ScanSchedule {
     double* const before = before_.data() + thread * state_floats_;
     std::copy_n(total(head), state_floats_, before);
     const Walk segments{0, segments_.count(), order == ScanOrder::descending};
-    Index place = 0, kept = 0;  // of the segment's first group; groups that are kept already
+    Index place = 0;  // in the ring, of the segment's first group
+    Index begun = 0;  // groups of the segment that are kept already
     for (Index window = 0; window < segments.count; window += threads, ++turn) {
       const Index at = window + thread;
       const Index segment = segments.at_or_none(at), then = segments.at_or_none(at + threads);
       const Walk groups = groups_of(segment, order), later = groups_of(then, order);
+      // Nothing of a segment comes before its open; the first thread keeps nothing.
       const Index ahead = kOpens || thread == 0 ? 0 : std::min(kAhead, later.count);
       if (segment >= 0) {
         open(sweep, head, segment, then, worker);
@@ -333,8 +341,8 @@ class ScanSchedule {
           decay(thread, turn) =
               run_segment(sweep, head, segment, then, order, sum(thread, turn), worker);
         } else {
-          if (kept == 0) begin_sum(thread, turn);
-          sum_groups(sweep, head, groups.part(kept, groups.count), place + kept,
+          if (begun == 0) begin_sum(thread, turn);
+          sum_groups(sweep, head, groups.part(begun, groups.count), place + begun,
                      (ahead > 0 ? later : groups).at(0), turn, worker);
         }
       }
@@ -351,15 +359,15 @@ class ScanSchedule {
         emit_kept(sweep, head, groups, place, later.at_or_none(ahead), state, worker);
         place += groups.count;
       }
-      kept = ahead;
+      begun = ahead;
     }
     if (thread == 0) std::copy_n(before, state_floats_, total(head));
     return turn;
   }
 
-  // Adds the sums of a turn, which every thread does for itself. `state` receives in float32 what
-  // is in front of the thread's own segment; of thread 0, which knows that already, what is behind
-  // all: it comes before its next one.
+  // Adds the sums of a turn, which every thread does for itself. `state` receives, in float32, what
+  // is in front of the thread's own segment; for thread 0 what is behind all of the turn, which is
+  // in front of its next one.
   void add_sums(double* total, float* state, Index thread, Index members, Index turn) {
     constexpr Index kBlock = 512;  // stays in L1
     for (Index e = 0; e < state_floats_; e += kBlock) {
@@ -445,8 +453,8 @@ class ScanSchedule {
   AlignedArray<float> rounded_;  // likewise, on request
   AlignedArray<float> running_;  // [threads, group + 2, state_floats]
   AlignedArray<float> kept_;     // [threads - 1, ring(), group, state_floats]
-  AlignedArray<float> sums_;     // [threads, 3, state_floats]
-  AlignedArray<double> decays_;  // [threads, 3]: factors of those segments
+  AlignedArray<float> sums_;     // [threads, kSums, state_floats]
+  AlignedArray<double> decays_;  // [threads, kSums]: factors of those segments
   AlignedArray<double> before_;  // [threads, state_floats]: totals, of each thread of a team
   TeamPosts posts_;              // turns whose sums are there
 };

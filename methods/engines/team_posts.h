@@ -4,45 +4,52 @@
 #include <omp.h>
 
 #include <atomic>
+#include <cstddef>
 #include <memory>
 
 #include "harness/core/types.h"
 
 namespace subquad::engine {
 
+// Before anybody pins this thread to some of them.
+inline const int kProcessors = omp_get_num_procs();
+
 // A counter per thread, in a cache line of its own: a barrier in two halves. What a thread wrote
-// before post() is seen by those that saw the post. A wait spins, for it is short where all threads
-// run, and then sleeps.
+// before post() is seen by those that saw the post. A wait spins where all threads can run, for
+// then it is short, and sleeps after that.
 class TeamPosts {
  public:
+  static constexpr Index kBytes = 64;  // of a thread
+
   TeamPosts() = default;
   explicit TeamPosts(Index threads)
-      : posts_(std::make_unique<Post[]>(static_cast<std::size_t>(threads))),
-        threads_(threads),
-        spins_(threads > omp_get_num_procs() ? 0 : kSpins) {}
+      : posts_(std::make_unique<Post[]>(static_cast<std::size_t>(threads))), threads_(threads) {}
 
   Index threads() const { return threads_; }
   // All counters to zero, while no team runs.
   void clear() {
     for (Index t = 0; t < threads_; ++t) at(t).store(0, std::memory_order_relaxed);
   }
+  // Counts grow.
   void post(Index thread, Index count) {
-    at(thread).store(count, std::memory_order_release);
+    // In one order with the sleepers' own note that they sleep, for which notify looks.
+    at(thread).store(static_cast<int>(count), std::memory_order_seq_cst);
     at(thread).notify_all();
   }
   // Until each of the first `threads` has posted `count`.
   void wait(Index threads, Index count) const {
+    const Index limit = threads > kProcessors ? 0 : kSpins;
     Index spins = 0;
     for (Index t = 0; t < threads; ++t)
-      for (Index seen; (seen = at(t).load(std::memory_order_acquire)) < count;)
-        if (spins++ < spins_)
+      for (int seen; (seen = at(t).load(std::memory_order_acquire)) < count;)
+        if (spins++ < limit)
           pause();
         else
           at(t).wait(seen, std::memory_order_acquire);
   }
 
  private:
-  static constexpr Index kSpins = 10000;  // some 100 us
+  static constexpr Index kSpins = 10000;  // 0.1 to 0.6 ms
   static void pause() {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
@@ -50,14 +57,13 @@ class TeamPosts {
     __asm__ __volatile__("yield");
 #endif
   }
-  struct alignas(64) Post {
-    std::atomic<Index> count{0};
+  struct alignas(kBytes) Post {
+    std::atomic<int> count{0};  // the width that sleeps without a lock of the library's
   };
-  std::atomic<Index>& at(Index t) const { return posts_[static_cast<std::size_t>(t)].count; }
+  std::atomic<int>& at(Index t) const { return posts_[static_cast<std::size_t>(t)].count; }
 
   std::unique_ptr<Post[]> posts_;
   Index threads_ = 0;
-  Index spins_ = 0;
 };
 
 }  // namespace subquad::engine

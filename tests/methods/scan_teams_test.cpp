@@ -3,39 +3,92 @@
 
 #include <algorithm>
 #include <catch2/catch.hpp>
+#include <string>
 
 #include "tests/methods/method_fixture.h"
 
 using namespace subquad;
 using namespace subquad::testing;
 
+namespace {
+
+class Threads {  // restores the number of threads
+ public:
+  explicit Threads(int count) : before_(omp_get_max_threads()) { omp_set_num_threads(count); }
+  ~Threads() { omp_set_num_threads(before_); }
+
+ private:
+  int before_;
+};
+
+bool same(const Tensor& x, const Tensor& y) {
+  return x.size() == y.size() && std::equal(x.data(), x.data() + x.size(), y.data());
+}
+void check_same(const Outcome& got, const Outcome& want) {
+  CHECK(same(got.out, want.out));
+  CHECK(same(got.dq, want.dq));
+  CHECK(same(got.dk, want.dk));
+  CHECK(same(got.dv, want.dv));
+}
+
+struct Case {
+  std::string name;
+  Settings settings;
+  Index n;
+};
+
+}  // namespace
+
 TEST_CASE("teams of any size that go through several heads change no bit",
           "[methods][linear][threads]") {
-  // Nine segments a head: rings of kept increments go round.
+  // Nine segments a head, so that rings of kept increments go round; or few large groups, so that a
+  // segment is begun as a whole before it is its turn.
+  const Case c = GENERATE(Case{"linear", {}, 6001}, Case{"lightning2", {}, 6001},
+                          Case{"performer", {{"features", Index{24}}}, 3001},
+                          Case{"linear", {{"chunk", Index{256}}}, 2048},
+                          Case{"linear", {{"chunk", Index{256}}}, 3001});
   const Problem p{
-      .batch = 1, .heads = 3, .n = 6001, .n_kv = 6001, .d_k = 16, .d_v = 16, .causal = true};
+      .batch = 1, .heads = 3, .n = c.n, .n_kv = c.n, .d_k = 16, .d_v = 16, .causal = true};
   const QKV in = random_inputs(p, 14);
   Tensor dout(1, p.heads, p.n, p.d_v);
   fill_normal(15, dout.data(), dout.size());
-  for (const std::string name : {"linear", "lightning2", "deltanet"}) {
-    const auto run = [&](int threads) {
-      const int before = omp_get_max_threads();
-      omp_set_num_threads(threads);
-      Outcome outcome = run_method(name, {}, p, in, &dout);
-      omp_set_num_threads(before);
-      return outcome;
-    };
-    const Outcome one = run(1);
-    for (const int threads : {2, 4, 5}) {
-      INFO(name << " with " << threads << " threads");
-      const Outcome more = run(threads);
-      const auto same = [](const Tensor& x, const Tensor& y) {
-        return x.size() == y.size() && std::equal(x.data(), x.data() + x.size(), y.data());
-      };
-      CHECK(same(more.out, one.out));
-      CHECK(same(more.dq, one.dq));
-      CHECK(same(more.dk, one.dk));
-      CHECK(same(more.dv, one.dv));
-    }
+  const auto run = [&](int threads) {
+    const Threads restore(threads);
+    return run_method(c.name, c.settings, p, in, &dout);
+  };
+  const Outcome one = run(1);
+  for (const int threads : {2, 4, 5}) {
+    INFO(c.name << ", " << c.n << " tokens, " << threads << " threads");
+    check_same(run(threads), one);
+  }
+}
+
+TEST_CASE("a prepared scan runs with any number of threads, one after the other",
+          "[methods][linear][threads]") {
+  const Problem p{
+      .batch = 1, .heads = 1, .n = 3000, .n_kv = 3000, .d_k = 16, .d_v = 16, .causal = true};
+  const QKV in = random_inputs(p, 16);
+  Tensor dout(1, 1, p.n, p.d_v);
+  fill_normal(17, dout.data(), dout.size());
+  const Outcome want = [&] {
+    const Threads restore(1);
+    return run_method("linear", {}, p, in, &dout);
+  }();
+  const auto method = make_method("linear", {});
+  Env env;
+  env.gradients = true;
+  {
+    const Threads restore(2);
+    method->prepare(p, env);
+  }
+  for (const int threads : {2, 5, 3, 1, 2}) {
+    INFO(threads << " threads");
+    const Threads restore(threads);
+    Outcome got{Tensor(1, 1, p.n, p.d_v), Tensor(in.q.shape()), Tensor(in.k.shape()),
+                Tensor(in.v.shape())};
+    const auto saved = method->make_saved();
+    method->forward(in.inputs(), got.out, saved.get());
+    method->backward(in.inputs(), got.out, dout, *saved, {got.dq, got.dk, got.dv, {}});
+    check_same(got, want);
   }
 }
