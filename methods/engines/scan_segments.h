@@ -49,7 +49,7 @@ class ScanSegments {
  private:
   // Tokens. Measured with two threads, which wait for each other as little as can be; at d = 64
   // the increments of a wide one and of the beginning of the next just fit a cache of 1 MiB.
-  static constexpr Index kOpening = 256, kWide = 768, kNarrow = 688, kLast = 480;
+  static constexpr Index kOpening = 256, kWide = 768, kNarrow = 672, kLast = 480;
   static constexpr double kStretch = 1.1;  // at most
   static Index whole(Index tokens, Index of) { return (tokens + of - 1) / of; }
 
