@@ -21,10 +21,12 @@
 #include "harness/core/registry.h"
 #include "harness/measure/processors.h"
 #include "methods/engines/conv_fft.h"
+#include "tests/bench/timing.h"
 
 namespace {
 
 using namespace subquad;
+using bench::median;
 
 constexpr Index kWidth = 64;  // d_k and d_v
 
@@ -33,11 +35,6 @@ double seconds(Body&& body) {
   const auto start = std::chrono::steady_clock::now();
   body();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double median(std::vector<double> x) {
-  std::sort(x.begin(), x.end());
-  return x[x.size() / 2];
 }
 
 // A prepared method with inputs of its own.

@@ -1,9 +1,8 @@
 // Linear attention's forms beside each other and on several threads, one head, d = 64, causal:
 //
-//   linear_bench forms [N ...]    the paper's recurrence as plain loops that the compiler
-//   vectorises,
-//                                 form=sequential and the chunked form, one thread; the share of
-//                                 the multiply-add peak that the chunked form's own products reach
+//   linear_bench forms [N ...]    form=sequential and the chunked form beside plain loops of the
+//                                 paper's recurrence, one thread; the share of the multiply-add
+//                                 peak that the chunked form's own products reach
 //   linear_bench threads [N ...]  one head and two on two threads over one thread
 //   linear_bench exponent         chunked form over n = 2^11 .. 2^17: log-log slope, one thread
 //
@@ -28,16 +27,13 @@
 #include "tests/bench/timing.h"
 
 using namespace subquad;
+using bench::median;
 
 namespace {
 
 constexpr Index kWidth = 64;
 constexpr int kRounds = 7;
 
-double median(std::vector<double> x) {
-  std::sort(x.begin(), x.end());
-  return x[x.size() / 2];
-}
 double median_ratio(const std::vector<double>& x, const std::vector<double>& y) {
   std::vector<double> ratios;
   for (std::size_t r = 0; r < x.size(); ++r) ratios.push_back(x[r] / y[r]);
@@ -172,7 +168,11 @@ int main(int argc, char** argv) try {
   restart_with(allocator_environment(), argv);  // as the runner starts its workers
   const std::string mode = argc > 1 ? argv[1] : "";
   std::vector<Index> lengths;
-  for (int i = 2; i < argc; ++i) lengths.push_back(std::strtoll(argv[i], nullptr, 10));
+  for (int i = 2; i < argc; ++i) {
+    lengths.push_back(std::strtoll(argv[i], nullptr, 10));
+    if (lengths.back() < 1)
+      throw std::runtime_error(fmt::format("got \"{}\", expected a length", argv[i]));
+  }
   omp_set_num_threads(1);
   if (mode == "forms")
     forms(lengths.empty() ? std::vector<Index>{4096, 16'384, 65'536} : lengths);

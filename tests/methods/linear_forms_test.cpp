@@ -1,7 +1,6 @@
 // Linear attention in all its forms: the same function however it is evaluated, for long sequences
 // and inputs that are not centred; invariants of the papers.
 #include <fmt/core.h>
-#include <omp.h>
 
 #include <catch2/catch.hpp>
 #include <cstring>
@@ -14,15 +13,6 @@ using namespace subquad::testing;
 namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-
-class Threads {  // restores the number of threads
- public:
-  explicit Threads(int count) : before_(omp_get_max_threads()) { omp_set_num_threads(count); }
-  ~Threads() { omp_set_num_threads(before_); }
-
- private:
-  int before_;
-};
 
 Problem one_head(Index n, Index d_k, Index d_v, bool causal = true) {
   return {.batch = 1, .heads = 1, .n = n, .n_kv = n, .d_k = d_k, .d_v = d_v, .causal = causal};

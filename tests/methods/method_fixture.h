@@ -1,6 +1,8 @@
 // Helpers of the method tests: seeded inputs, one call of a method, distances.
 #pragma once
 
+#include <omp.h>
+
 #include <cmath>
 #include <limits>
 
@@ -34,6 +36,16 @@ inline void pad_keys(const Problem& p, Seed seed, double share, QKV* in) {
 inline reference::Call double_call(const Problem& p, const QKV& in) {
   return {p, cast<double>(in.q), cast<double>(in.k), cast<double>(in.v), in.key_mask};
 }
+
+// Runs what follows with `count` threads; restores the number.
+class Threads {
+ public:
+  explicit Threads(int count) : before_(omp_get_max_threads()) { omp_set_num_threads(count); }
+  ~Threads() { omp_set_num_threads(before_); }
+
+ private:
+  int before_;
+};
 
 struct Outcome {
   Tensor out, dq, dk, dv;

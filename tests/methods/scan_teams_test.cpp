@@ -1,6 +1,4 @@
 // Scans over chunks by teams of threads; built under the sanitizers too.
-#include <omp.h>
-
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <string>
@@ -11,15 +9,6 @@ using namespace subquad;
 using namespace subquad::testing;
 
 namespace {
-
-class Threads {  // restores the number of threads
- public:
-  explicit Threads(int count) : before_(omp_get_max_threads()) { omp_set_num_threads(count); }
-  ~Threads() { omp_set_num_threads(before_); }
-
- private:
-  int before_;
-};
 
 bool same(const Tensor& x, const Tensor& y) {
   return x.size() == y.size() && std::equal(x.data(), x.data() + x.size(), y.data());
