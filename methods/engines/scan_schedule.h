@@ -17,9 +17,8 @@
 // their own caches, only sums travel. All but the first begin with two groups of the segment after
 // that before they ask for the others' sums, unless a sweep must open it first: so they need not
 // wait for a thread that is a little late. A kept increment costs more than one that is used at
-// once, hence segments by turns wider (the first thread's, of two) and narrower. Either way the
-// additions are the same in the same order: the segments depend on the problem alone, and so do the
-// bits.
+// once, hence segments that are planned (scan_segments.h). Either way the additions are the same in
+// the same order: the segments depend on the problem alone, and so do the bits.
 #pragma once
 
 #include <algorithm>
@@ -127,8 +126,8 @@ class ScanSchedule {
   }
 
  private:
-  static constexpr Index kAhead = 2;  // groups of the next segment
-  static constexpr Index kSums = 3;   // turns; see sum()
+  static constexpr Index kAhead = ScanSegments::kAhead;
+  static constexpr Index kSums = 3;  // turns; see sum()
 
   // Several heads per thread balance themselves.
   static bool spread(Index heads, Index segments) {
@@ -143,7 +142,7 @@ class ScanSchedule {
     };
     hold(running_, (group_ + 2) * threads * state_floats_);
     if (!spread(heads_, segments_.count())) return;
-    hold(kept_, (threads - 1) * ring() * group_ * state_floats_);
+    hold(kept_, (threads - 1) * (widest_ + kAhead) * group_ * state_floats_);
     hold(sums_, kSums * threads * state_floats_);
     hold(decays_, kSums * threads);
     hold(before_, threads * state_floats_);
@@ -153,12 +152,16 @@ class ScanSchedule {
   float* running(int thread, Index slot) {
     return running_.data() + ((group_ + 2) * thread + slot) * state_floats_;
   }
-  // Groups of which a thread of a team keeps the increments: a segment, as wide as any, and the
-  // beginning of the next one.
-  Index ring() const { return widest_ + kAhead; }
-  // Of a thread of a team but the first: the increments of the group at a place of its ring.
-  float* kept(Index thread, Index place) {
-    return kept_.data() + ((thread - 1) * ring() + place % ring()) * group_ * state_floats_;
+  struct Member {
+    Index thread, threads;
+    Index ring;  // groups of which it keeps the increments: those of a segment and kAhead
+    int worker() const { return static_cast<int>(thread); }
+  };
+  // Of a member but the first: the increments of the group at a place of its ring. The ring is as
+  // short as can be, for all of it passes through the thread's cache again and again.
+  float* kept(const Member& m, Index place) {
+    return kept_.data() +
+           ((m.thread - 1) * (widest_ + kAhead) + place % m.ring) * group_ * state_floats_;
   }
   // The sum of a thread's segment, of three turns: others may still read the last one, and the next
   // one may have begun.
@@ -307,20 +310,22 @@ class ScanSchedule {
     posts_.clear();
 #pragma omp parallel
     {
-      const Index thread = omp_get_thread_num(), threads = omp_get_num_threads();
+      const Index threads = omp_get_num_threads();
+      const Member member{omp_get_thread_num(), threads, segments_.widest_kept(threads) + kAhead};
       Index turn = 0;
       for (Index head = 0; head < heads_; ++head)
-        turn = run_member(sweep, head, order, states, thread, threads, turn);
+        turn = run_member(sweep, head, order, states, member, turn);
     }
   }
 
   // What one thread of a team does for a head; returns the turn behind it. Sweeps do not throw, nor
   // does this.
   template <class Sweep>
-  Index run_member(Sweep& sweep, Index head, ScanOrder order, float* states, Index thread,
-                   Index threads, Index turn) noexcept {
+  Index run_member(Sweep& sweep, Index head, ScanOrder order, float* states, const Member& member,
+                   Index turn) noexcept {
     constexpr bool kOpens = requires { &Sweep::open; };
-    const int worker = static_cast<int>(thread);
+    const Index thread = member.thread, threads = member.threads;
+    const int worker = member.worker();
     float* const state = running(worker, 1);
     double* const before = before_.data() + thread * state_floats_;
     std::copy_n(total(head), state_floats_, before);
@@ -343,20 +348,20 @@ class ScanSchedule {
         } else {
           if (begun == 0) begin_sum(thread, turn);
           sum_groups(sweep, head, groups.part(begun, groups.count), place + begun,
-                     (ahead > 0 ? later : groups).at(0), turn, worker);
+                     (ahead > 0 ? later : groups).at(0), turn, member);
         }
       }
       posts_.post(thread, turn + 1);
       if (ahead > 0) {
         begin_sum(thread, turn + 1);
         sum_groups(sweep, head, later.part(0, ahead), place + groups.count, groups.at(0), turn + 1,
-                   worker);
+                   member);
       }
       posts_.wait(threads, turn + 1);
       add_sums(before, state, thread, std::min(threads, segments.count - window), turn);
       if (segment >= 0 && thread > 0) {
         keep_state(state, head, segment, states);
-        emit_kept(sweep, head, groups, place, later.at_or_none(ahead), state, worker);
+        emit_kept(sweep, head, groups, place, later.at_or_none(ahead), state, member);
         place += groups.count;
       }
       begun = ahead;
@@ -387,13 +392,14 @@ class ScanSchedule {
   // of the turn; `after` is the group that it loads next.
   template <class Sweep>
   void sum_groups(Sweep& sweep, Index head, const Walk& groups, Index place, Index after,
-                  Index turn, int thread) {
+                  Index turn, const Member& member) {
+    const int thread = member.worker();
     float* const own = sum(thread, turn);
     double factor_of_all = decay(thread, turn);
     for (Index i = 0; i < groups.count; ++i) {
       const Index g = groups.at(i);
       const GroupFactors f = factors(sweep, head, chunks_of(g, groups.down));
-      float* const keep = kept(thread, place + i);
+      float* const keep = kept(member, place + i);
       sweep.load(head, g, thread);
       sweep.increment(head, g, i + 1 < groups.count ? groups.at(i + 1) : after, thread, f.data(),
                       [&](Index c, Index offset) {
@@ -414,7 +420,8 @@ class ScanSchedule {
   // as above, or -1.
   template <class Sweep>
   void emit_kept(Sweep& sweep, Index head, const Walk& groups, Index place, Index after,
-                 float* state, int thread) {
+                 float* state, const Member& member) {
+    const int thread = member.worker();
     float* const inside = running(thread, 2);
     for (Index i = 0; i < groups.count; ++i) {
       const Walk chunks = chunks_of(groups.at(i), groups.down);
@@ -427,7 +434,7 @@ class ScanSchedule {
             Ahead soon;
             sweep.emit_sum(head, chunks.at(c), i + 1 < groups.count ? groups.at(i + 1) : after,
                            state, increment, thread, &soon);
-            increment = kept(thread, place + i) + c * state_floats_;
+            increment = kept(member, place + i) + c * state_floats_;
           }
           for (Index e = 0; e < state_floats_; e += kLanes)
             store(state + e, advance<false>(1, state + e, load(increment + e)));
@@ -435,7 +442,7 @@ class ScanSchedule {
         }
       }
       for (Index c = 0; c < f.count; ++c) {
-        const float* const increment = kept(thread, place + i) + c * state_floats_;
+        const float* const increment = kept(member, place + i) + c * state_floats_;
         Ahead soon;
         sweep.emit(head, chunks.at(c), c == 0 ? state : inside, thread, &soon);
         float* const to = c + 1 == f.count ? state : inside;
@@ -452,7 +459,7 @@ class ScanSchedule {
   AlignedArray<double> totals_;  // [heads, state_floats]
   AlignedArray<float> rounded_;  // likewise, on request
   AlignedArray<float> running_;  // [threads, group + 2, state_floats]
-  AlignedArray<float> kept_;     // [threads - 1, ring(), group, state_floats]
+  AlignedArray<float> kept_;     // [threads - 1, widest + kAhead, group, state_floats]
   AlignedArray<float> sums_;     // [threads, kSums, state_floats]
   AlignedArray<double> decays_;  // [threads, kSums]: factors of those segments
   AlignedArray<double> before_;  // [threads, state_floats]: totals, of each thread of a team

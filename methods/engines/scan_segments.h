@@ -2,59 +2,113 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
+#include <limits>
+#include <vector>
 
 #include "harness/core/tensor.h"
 
 namespace subquad::engine {
 
-// Runs of groups. The opening is short, for nothing is there yet to be emitted beside it; then they
-// are narrow and wide by turns, stretched so that the last one is short again, while what was kept
-// before is emitted.
+// Runs of groups, by turns for the first of two threads, which goes straight through them, and for
+// the second, which sums them, waits for what comes before and emits. Each must find the other
+// done, or nearly: so the cuts come from a model of both clocks, in whole numbers, for bits depend
+// on them. They depend on the number of tokens alone, whatever the threads are.
 class ScanSegments {
  public:
+  // Groups of its next segment that the second thread sums before it waits.
+  static constexpr Index kAhead = 2;
+
   ScanSegments() = default;
-  ScanSegments(Index of_groups, Index group_tokens)
-      : groups_(of_groups), opening_(std::min(of_groups, whole(kOpening, group_tokens))) {
-    const Index rest = groups_ - opening_;
-    if (rest == 0) {
-      count_ = std::min<Index>(groups_, 1);
-      return;
+  ScanSegments(Index groups, Index group_tokens) {
+    if (groups == 0) return;
+    cuts_ = {0, groups};
+    if (groups == 1 || groups * group_tokens <= kWhole) return;
+    const Costs& costs = groups * group_tokens <= kNear ? kFromCache : kFromMemory;
+    const Index pair = kUnit + costs.sum + costs.emit;
+    const Index most = std::max<Index>(1, kKept / group_tokens);
+    const Index least = (groups * kUnit - 1) / (most * pair) + 1;
+    Index best = kNever;
+    std::vector<Index> cuts;
+    for (Index turns = std::max<Index>(1, least - 1); turns <= least + 1; ++turns) {
+      const auto done = [&](Index kept) { return plan(groups, turns, kept, costs, cuts); };
+      Index fits = 0, too_many = turns * most * kUnit + 1;
+      while (too_many - fits > 1) {
+        const Index middle = (fits + too_many) / 2;
+        (done(middle) == kNever ? too_many : fits) = middle;
+      }
+      for (Index kept = std::max<Index>(0, fits - kSearch); kept <= fits; kept += kStep) {
+        const Index end = done(kept);
+        if (end == kNever || end + turns * kTurnBoth >= best) continue;
+        best = end + turns * kTurnBoth;
+        std::swap(cuts, cuts_);
+      }
     }
-    const double tokens = static_cast<double>(rest * group_tokens);
-    const double more = tokens / kStretch - (kNarrow + kLast);
-    const Index pairs =
-        1 + std::max<Index>(0, static_cast<Index>(std::ceil(more / (kNarrow + kWide))));
-    count_ = 1 + 2 * pairs;
-    per_token_ = static_cast<double>(rest) /
-                 static_cast<double>((pairs - 1) * (kNarrow + kWide) + kNarrow + kLast);
   }
 
-  Index count() const { return count_; }
+  Index count() const { return cuts_.empty() ? 0 : static_cast<Index>(cuts_.size()) - 1; }
   // First group of segment s, and the one behind its last.
-  Index first(Index s) const {
-    if (s == 0) return 0;
-    if (s >= count_) return groups_;
-    const Index before = (s - 1) / 2 * (kWide + kNarrow) + (s % 2 == 0 ? kNarrow : 0);
-    return opening_ + static_cast<Index>(std::lround(static_cast<double>(before) * per_token_));
-  }
+  Index first(Index s) const { return cuts_[static_cast<std::size_t>(s)]; }
   Index end(Index s) const { return first(s + 1); }
   Index widest() const {
-    Index groups_of_widest = 0;
-    for (Index s = 0; s < count_; ++s)
-      groups_of_widest = std::max(groups_of_widest, end(s) - first(s));
-    return groups_of_widest;
+    Index groups = 0;
+    for (Index s = 0; s < count(); ++s) groups = std::max(groups, end(s) - first(s));
+    return groups;
+  }
+  // Of those that are not the first of so many threads', in either order.
+  Index widest_kept(Index threads) const {
+    Index groups = 0;
+    for (Index s = 0; s < count(); ++s)
+      if (s % threads != 0 || (count() - 1 - s) % threads != 0)
+        groups = std::max(groups, end(s) - first(s));
+    return groups;
   }
 
  private:
-  // Tokens. Measured with two threads, which wait for each other as little as can be; at d = 64
-  // the increments of a wide one and of the beginning of the next just fit a cache of 1 MiB.
-  static constexpr Index kOpening = 256, kWide = 768, kNarrow = 672, kLast = 480;
-  static constexpr double kStretch = 1.1;  // at most
-  static Index whole(Index tokens, Index of) { return (tokens + of - 1) / of; }
+  // Thousandths of the time for a group that is summed and emitted at once; measured at d = 64.
+  struct Costs {
+    Index sum, emit;
+  };
+  static constexpr Index kUnit = 1000;
+  static constexpr Costs kFromCache{430, 730}, kFromMemory{400, 690};
+  // What a turn costs either thread beside its groups, and both, that clocks in them do not see.
+  static constexpr Index kTurnFirst = 160, kTurnSecond = 280, kTurnBoth = 250;
+  // Tokens: not cut; at d = 64 in a cache of 32 MiB; kept, so that the increments of these and of
+  // kAhead groups just fit 1 MiB.
+  static constexpr Index kWhole = 256, kNear = 20480, kKept = 704;
+  static constexpr Index kSearch = 6000, kStep = 250;  // thousandths of a group
+  static constexpr Index kNever = std::numeric_limits<Index>::max();
 
-  Index groups_ = 0, opening_ = 0, count_ = 0;
-  double per_token_ = 0;  // groups
+  // Cuts for so many turns of the second thread, of `kept` thousandths of a group together.
+  // Returns when both threads are done, or kNever where there are too few groups.
+  static Index plan(Index groups, Index turns, Index kept, const Costs& costs,
+                    std::vector<Index>& cuts) {
+    const auto width = [&](Index turn) -> Index {
+      if (turn >= turns) return 0;
+      return std::max<Index>(1, rounded((turn + 1) * kept / turns) - rounded(turn * kept / turns));
+    };
+    cuts.assign(1, 0);
+    Index first = 0, second = 0;  // clocks
+    Index left = groups, begun = 0;
+    for (Index turn = 0; turn <= turns; ++turn) {
+      const Index own = width(turn), ahead = std::min(kAhead, width(turn + 1));
+      const Index posted = second + (own - begun) * costs.sum;
+      const Index free = posted + ahead * costs.sum;  // from here on the second thread would wait
+      const Index straight =
+          turn == turns ? left : std::max<Index>(1, rounded((posted + free) / 2 - first));
+      left -= straight + own;
+      if (left < 0) return kNever;
+      const Index through = first + straight * kUnit;
+      first = std::max(through, posted) + kTurnFirst;
+      second = std::max(through, free) + kTurnSecond + own * costs.emit;
+      begun = ahead;
+      if (straight > 0) cuts.push_back(cuts.back() + straight);
+      if (own > 0) cuts.push_back(cuts.back() + own);
+    }
+    return std::max(first, second);
+  }
+  static Index rounded(Index thousandths) { return (thousandths + kUnit / 2) / kUnit; }
+
+  std::vector<Index> cuts_;  // the first group of each segment, and the end
 };
 
 }  // namespace subquad::engine

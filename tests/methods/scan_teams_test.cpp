@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 #include <string>
 
+#include "methods/engines/scan_segments.h"
 #include "tests/methods/method_fixture.h"
 
 using namespace subquad;
@@ -27,6 +28,33 @@ struct Case {
 };
 
 }  // namespace
+
+TEST_CASE("a scan of any length is cut into segments that cover it and can be kept",
+          "[methods][linear][threads]") {
+  for (const Index group_tokens : {1, 16, 48, 64, 192, 256, 1024}) {
+    const Index kept = std::max<Index>(1, 704 / group_tokens);
+    for (Index groups = 0; groups < 20000; groups += groups < 300 ? 1 : groups / 20) {
+      const engine::ScanSegments cut(groups, group_tokens);
+      INFO(groups << " groups of " << group_tokens << " tokens, " << cut.count() << " segments");
+      if (groups == 0 || groups == 1 || groups * group_tokens <= 256)
+        REQUIRE(cut.count() == std::min<Index>(groups, 1));
+      else
+        REQUIRE(cut.count() > 1);
+      if (cut.count() == 0) continue;
+      REQUIRE(cut.first(0) == 0);
+      REQUIRE(cut.end(cut.count() - 1) == groups);
+      if (cut.count() == 1) continue;
+      for (Index s = 0; s < cut.count(); ++s) {
+        INFO("segment " << s);
+        REQUIRE(cut.end(s) > cut.first(s));
+        REQUIRE(cut.end(s) <= groups);
+        if (s % 2 == 1) REQUIRE(cut.end(s) - cut.first(s) <= kept);
+      }
+      // Float32 sums stay short, and the threads' shares alike.
+      if (kept > 1) REQUIRE(cut.widest() <= kept + std::max<Index>(4, kept / 2));
+    }
+  }
+}
 
 TEST_CASE("teams of any size that go through several heads change no bit",
           "[methods][linear][threads]") {
