@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "harness/core/tensor.h"
@@ -11,8 +13,9 @@ namespace subquad::engine {
 
 // Runs of groups, by turns for the first of two threads, which goes straight through them, and for
 // the second, which sums them, waits for what comes before and emits. Each must find the other
-// done, or nearly: so the cuts come from a model of both clocks, in whole numbers, for bits depend
-// on them. They depend on the number of tokens alone, whatever the threads are.
+// done, or nearly: so the cuts come from a model of both clocks in a forward pass, in whole
+// numbers, for bits depend on them. They depend on the number of groups and the tokens of one,
+// never on the threads: larger teams, and scans from the last to the first, use the same.
 class ScanSegments {
  public:
   // Groups of its next segment that the second thread sums before it waits.
@@ -29,7 +32,9 @@ class ScanSegments {
     const Index least = (groups * kUnit - 1) / (most * pair) + 1;
     Index best = kNever;
     std::vector<Index> cuts;
-    for (Index turns = std::max<Index>(1, least - 1); turns <= least + 1; ++turns) {
+    const auto long_end = [&] { return end(count() - 1) - first(count() - 1) > 2 * most; };
+    for (Index turns = std::max<Index>(1, least - 1);
+         turns <= least + 1 || (turns < groups && long_end()); ++turns) {
       const auto done = [&](Index kept) { return plan(groups, turns, kept, costs, cuts); };
       Index fits = 0, too_many = turns * most * kUnit + 1;
       while (too_many - fits > 1) {
@@ -54,7 +59,8 @@ class ScanSegments {
     for (Index s = 0; s < count(); ++s) groups = std::max(groups, end(s) - first(s));
     return groups;
   }
-  // Of those that are not the first of so many threads', in either order.
+  // The widest that a thread other than the first takes, in a team of `threads`, in either order of
+  // the scan.
   Index widest_kept(Index threads) const {
     Index groups = 0;
     for (Index s = 0; s < count(); ++s)
@@ -70,15 +76,17 @@ class ScanSegments {
   };
   static constexpr Index kUnit = 1000;
   static constexpr Costs kFromCache{430, 730}, kFromMemory{400, 690};
-  // What a turn costs either thread beside its groups, and both, that clocks in them do not see.
+  // What a turn costs the first and the second thread beside their groups; and what it costs in all
+  // beyond that, which only decides between numbers of turns.
   static constexpr Index kTurnFirst = 160, kTurnSecond = 280, kTurnBoth = 250;
-  // Tokens: not cut; at d = 64 in a cache of 32 MiB; kept, so that the increments of these and of
-  // kAhead groups just fit 1 MiB.
-  static constexpr Index kWhole = 256, kNear = 20480, kKept = 704;
+  static constexpr Index kWhole = 256;   // tokens that are not cut
+  static constexpr Index kNear = 20480;  // tokens that a cache of 32 MiB holds, at d = 64
+  static constexpr Index kKept = 704;    // tokens; with kAhead groups .83 of 1 MiB at d = 64
   static constexpr Index kSearch = 6000, kStep = 250;  // thousandths of a group
   static constexpr Index kNever = std::numeric_limits<Index>::max();
 
-  // Cuts for so many turns of the second thread, of `kept` thousandths of a group together.
+  // Cuts for so many turns of the second thread, which together take `kept` thousandths of
+  // a group.
   // Returns when both threads are done, or kNever where there are too few groups.
   static Index plan(Index groups, Index turns, Index kept, const Costs& costs,
                     std::vector<Index>& cuts) {
